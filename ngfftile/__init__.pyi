@@ -1,0 +1,29 @@
+from . import errors, filters, synthetic
+from .geometry import Mpp, Region, Size
+from .grid import TileGrid
+from .index import Index
+from .slide import Level, Slide, open
+from .sources import SourceInfo, open_source
+from .tiler import tile
+from .writer import Conversion, ConversionPlan, convert, plan
+
+__all__ = [
+    "Conversion",
+    "ConversionPlan",
+    "Index",
+    "Level",
+    "Mpp",
+    "Region",
+    "Size",
+    "Slide",
+    "SourceInfo",
+    "TileGrid",
+    "convert",
+    "errors",
+    "filters",
+    "open",
+    "open_source",
+    "plan",
+    "synthetic",
+    "tile",
+]

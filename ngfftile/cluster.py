@@ -1,0 +1,119 @@
+"""Where a task graph runs: threads here, processes here, or a dask cluster. The graph is the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import dask
+from dask.callbacks import Callback
+from dask.threaded import get
+
+from ngfftile.errors import OptionError
+
+Graph = Mapping[Hashable, Any]
+Done = Callable[[Hashable], None]
+_TOPIC = "ngfftile-done"
+
+
+def default_workers() -> int:
+    """The cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows have no affinity
+        return os.cpu_count() or 1
+
+
+def check(scheduler: str, workers: int | None) -> None:
+    """Refuse, before anything is read, what `run` cannot do.
+
+    Raises
+    ------
+    OptionError
+        An unknown scheduler, or fewer than one worker.
+    """
+    if scheduler not in {"threads", "processes"} and "://" not in scheduler:
+        raise OptionError(
+            f"scheduler is {scheduler!r}", mend="Use threads, processes, or a dask scheduler's address (tcp://host:port)."
+        )
+    if workers is not None and workers < 1:
+        raise OptionError(f"workers is {workers}", mend="Use 1 or more.")
+
+
+def run(graph: Graph, key: Hashable, *, scheduler: str = "threads", workers: int | None = None, done: Done) -> Any:
+    """Compute one key of a dask graph.
+
+    Parameters
+    ----------
+    graph
+        Keys to tasks, ``(function, argument, ...)``.
+    scheduler
+        ``threads``, ``processes`` (a `distributed.LocalCluster`), or the address of a running dask scheduler.
+    workers
+        Threads or processes to use; by default the cores there are. A running scheduler has its own.
+    done
+        Called with the key of each task as it ends.
+
+    Returns
+    -------
+    object
+        The key's value.
+    """
+    check(scheduler, workers)
+    if scheduler == "threads":
+        with _Report(done):
+            return get(dict(graph), key, num_workers=workers or default_workers())
+    with _client(scheduler, workers or default_workers()) as client:
+        client.subscribe_topic(_TOPIC, lambda event: done(_as_key(event[1])))
+        return client.get({k: _reporting(k, task) for k, task in graph.items()}, key)
+
+
+class _Report(Callback):  # type: ignore[misc]  # dask.callbacks has no types
+    def __init__(self, done: Done) -> None:
+        super().__init__(posttask=lambda key, *_: done(key))
+
+
+def _reporting(key: Hashable, task: Any) -> Any:
+    return (_run_and_tell, key_text(key), *task) if isinstance(task, tuple) and callable(task[0]) else task
+
+
+def key_text(key: Hashable) -> list[Any]:
+    """A key in the form that dask takes as plain data: a tuple would be read as another key."""
+    return list(key) if isinstance(key, tuple) else [key]
+
+
+def _as_key(text: Any) -> Hashable:
+    return tuple(text) if len(text) > 1 else text[0]
+
+
+def _run_and_tell(key: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    import distributed
+
+    value = function(*arguments)
+    distributed.get_worker().log_event(_TOPIC, key)
+    return value
+
+
+@contextmanager
+def _client(scheduler: str, workers: int) -> Iterator[Any]:
+    try:
+        import distributed
+    except ImportError as error:
+        raise OptionError(
+            f"scheduler {scheduler!r} needs the package distributed", mend="pip install 'ngfftile[cluster]'"
+        ) from error
+    if scheduler != "processes":
+        with distributed.Client(scheduler) as client:
+            yield client
+        return
+    with (
+        # Nothing but this machine: no port is opened to the network.
+        dask.config.set({"distributed.worker.daemon": True}),
+        distributed.LocalCluster(
+            n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client

@@ -1,0 +1,540 @@
+"""An OME-Zarr slide, opened lazily: small, immutable, picklable; metadata only until pixels are asked for."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from PIL import Image
+
+from ngfftile import ngff, resample
+from ngfftile.errors import MissingError, OptionError, ResolutionError, StoreError
+from ngfftile.geometry import Mpp, Region, Size
+from ngfftile.ngff import Multiscale
+from ngfftile.shards import LevelArray
+from ngfftile.store import ROOT, Store, local_path
+
+Array = NDArray[Any]
+MOST_LEVELS = 32
+TOLERANCE = 0.05  # scanners of one nominal resolution differ by a few per cent: 0.2508, 0.499
+_BLOCK_BYTES = 64 << 20
+_MOST_THUMBNAIL_PIXELS = 1 << 28
+_MICROMETRES = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One stored level.
+
+    Parameters
+    ----------
+    index
+        0 is the finest.
+    size
+        Width and height in pixels.
+    mpp
+        Micrometres per pixel, None if the slide has none.
+    downsample
+        Relative to level 0, along x and y.
+    """
+
+    index: int
+    size: Size
+    mpp: Mpp | None
+    downsample: tuple[float, float]
+
+    def __str__(self) -> str:
+        mpp = f", mpp={self.mpp}" if self.mpp else ""
+        return f"Level({self.index}, {self.size.x}x{self.size.y}{mpp}, downsample={self.downsample[0]:g})"
+
+
+@dataclass(frozen=True)
+class View:
+    """A slide at one resolution: a stored level, or the area mean of one.
+
+    Parameters
+    ----------
+    array
+        The stored level that is read.
+    level
+        What it is.
+    ratio_x, ratio_y
+        Pixels of the level per pixel of the view, 1 or more; 1 gives exactly the stored pixels.
+    mpp
+        Delivered micrometres per pixel.
+    fill
+        Value of what lies outside: 255 for RGB, else the store's fill value.
+    """
+
+    array: LevelArray
+    level: Level
+    ratio_x: float
+    ratio_y: float
+    mpp: Mpp | None
+    fill: int
+
+    @cached_property
+    def size(self) -> Size:
+        """Width and height in pixels of the view; a last part of a pixel is left out."""
+        if self.exact:
+            return self.level.size
+        # A hair is added so that a ratio a rounding error above a whole number does not lose its last pixel.
+        return Size(
+            max(1, int(self.level.size.x / self.ratio_x + 1e-6)), max(1, int(self.level.size.y / self.ratio_y + 1e-6))
+        )
+
+    @property
+    def exact(self) -> bool:
+        """Whether the view is a stored level, pixel for pixel."""
+        return self.ratio_x == 1 and self.ratio_y == 1
+
+    @property
+    def downsample(self) -> tuple[float, float]:
+        """Relative to level 0, along x and y."""
+        return self.level.downsample[0] * self.ratio_x, self.level.downsample[1] * self.ratio_y
+
+    def read(self, region: Region) -> Array:
+        """Pixels (c, y, x) of a region inside the view."""
+        if self.exact or not (region.width and region.height):
+            return self.array.read(region)
+        x0, x1 = resample.input_range(region.x, region.width, self.ratio_x, self.level.size.x)
+        y0, y1 = resample.input_range(region.y, region.height, self.ratio_y, self.level.size.y)
+        pixels = self.array.read(Region(x0, y0, x1 - x0, y1 - y0))
+        rows = resample.area_mean(pixels, 1, y0, region.y, region.height, self.ratio_y)
+        both = resample.area_mean(rows, 2, x0, region.x, region.width, self.ratio_x)
+        return resample.to_dtype(both, self.array.dtype)
+
+    def tile(self, region: Region) -> Array:
+        """Pixels (height, width, channel) of a region that may hang over; outside is `fill`."""
+        inside = region.clip(Region(0, 0, self.size.x, self.size.y))
+        pixels = self.read(inside).transpose(1, 2, 0)
+        if inside == region:
+            return np.ascontiguousarray(pixels)
+        out = np.full((region.height, region.width, self.array.channels), self.fill, pixels.dtype)
+        out[inside.inside(region)] = pixels
+        return out
+
+    def block(self) -> Size:
+        """A good dask block: whole shards where they fit 64 MB, else the largest half, quarter, ... that does."""
+        unit, chunk = self.array.unit, self.array.chunk
+        bytes_per_pixel = self.array.channels * self.array.dtype.itemsize
+        # Unsharded stores have small objects: several make a block.
+        x, y = (max(u, -(-1024 // c) * c) for u, c in ((unit.x, chunk.x), (unit.y, chunk.y)))
+        x, y = int(x / self.ratio_x) or 1, int(y / self.ratio_y) or 1
+        while x * y * bytes_per_pixel > _BLOCK_BYTES and max(x, y) > 512:
+            x, y = (x // 2, y) if x >= y else (x, y // 2)
+        return Size(x, y)
+
+
+def _read_block(view: View, block_info: Any = None) -> Array:
+    (_, (y0, y1), (x0, x1)) = block_info[None]["array-location"]
+    return view.read(Region(x0, y0, x1 - x0, y1 - y0))
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Associated(Mapping[str, Array]):
+    """Associated images by role (label, macro, thumbnail); each is read when asked for, (height, width, 3) uint8."""
+
+    store: Store
+    paths: Mapping[str, str]
+
+    def __getitem__(self, role: str) -> Array:
+        place = Store(self.store.root / self.paths[role])
+        image = ngff.parse(place.json(ROOT).get("attributes", {}), str(place))
+        array = LevelArray(place, image.datasets[0].path, image.axes, whole=True)
+        pixels = array.read(Region(0, 0, array.size.x, array.size.y))
+        return np.ascontiguousarray(pixels.transpose(1, 2, 0))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __repr__(self) -> str:
+        return f"Associated({', '.join(self.paths)})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Slide:
+    """An OME-Zarr slide; made by `open`.
+
+    Parameters
+    ----------
+    store
+        Where its bytes are.
+    multiscale
+        What its metadata say.
+    facts
+        ``attributes.ngfftile``: provenance, properties; empty for stores that others wrote.
+    """
+
+    store: Store
+    multiscale: Multiscale
+    facts: Mapping[str, Any]
+
+    @property
+    def url(self) -> str:
+        """Where it was opened."""
+        return str(self.store)
+
+    @property
+    def name(self) -> str:
+        """The slide's name, without folder and ``.ome.zarr``."""
+        return self.store.root.name.removesuffix(".zarr").removesuffix(".ome")
+
+    @cached_property
+    def _arrays(self) -> tuple[LevelArray, ...]:
+        whole = self.facts.get("status") == "complete"
+        return tuple(LevelArray(self.store, d.path, self.multiscale.axes, whole) for d in self.multiscale.datasets)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"store": self.store, "multiscale": self.multiscale, "facts": self.facts}
+
+    @cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """The stored levels, the finest first."""
+        y, x = self.multiscale.axes.index("y"), self.multiscale.axes.index("x")
+        factor = _MICROMETRES.get(self.multiscale.unit or "")
+        finest = self.multiscale.datasets[0].scale
+        return tuple(
+            Level(
+                k,
+                array.size,
+                Mpp(data.scale[x] * factor, data.scale[y] * factor) if factor else None,
+                (data.scale[x] / finest[x], data.scale[y] / finest[y]),
+            )
+            for k, (array, data) in enumerate(zip(self._arrays, self.multiscale.datasets, strict=True))
+        )
+
+    @property
+    def size(self) -> Size:
+        """Width and height of level 0 in pixels."""
+        return self.levels[0].size
+
+    @property
+    def mpp(self) -> Mpp | None:
+        """Micrometres per pixel of level 0, or None if nobody knows."""
+        return self.levels[0].mpp
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Channel names."""
+        named = [c.name for c in self.multiscale.channels]
+        count = self._arrays[0].channels
+        return tuple(named if len(named) == count else (f"channel {i}" for i in range(count)))
+
+    @property
+    def rgb(self) -> bool:
+        """Whether its three channels are red, green and blue of one picture."""
+        colors = tuple(c.color.upper() for c in self.multiscale.channels) or tuple(c.color for c in ngff.RGB)
+        shown_so = colors == tuple(c.color for c in ngff.RGB)
+        return shown_so and self.dtype == np.uint8 and self._arrays[0].channels == 3
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of a pixel."""
+        return self._arrays[0].dtype
+
+    @property
+    def vendor(self) -> str | None:
+        """Maker of the scanner, in lower case."""
+        vendor: str | None = self.facts.get("source", {}).get("vendor")
+        return vendor
+
+    @property
+    def objective_power(self) -> float | None:
+        """Magnification of the objective."""
+        power: float | None = self.facts.get("objective_power")
+        return power
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """What the vendor's file said, by the vendor's own names."""
+        properties: Mapping[str, str] = self.facts.get("properties", {})
+        return properties
+
+    @property
+    def icc(self) -> bytes | None:
+        """The ICC profile of the source, byte for byte."""
+        about = self.facts.get("icc")
+        return self.store.bytes(about["path"]) if about else None
+
+    @property
+    def associated(self) -> Associated:
+        """Label, macro and thumbnail, where the source had them."""
+        found = self.facts.get("associated", {})
+        return Associated(self.store, {role: about["path"] for role, about in found.items()})
+
+    @cached_property
+    def id(self) -> str:
+        """Identity of the content: the same after a move, a rename or a new conversion of the same source."""
+        mark = self.facts.get("source", {}).get("fingerprint")
+        if not mark:
+            coarse = self._arrays[-1]
+            pixels = coarse.read(Region(0, 0, coarse.size.x, coarse.size.y))
+            shapes = repr([(level.size.x, level.size.y) for level in self.levels])
+            mark = hashlib.sha256(shapes.encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+        return str(mark)[:32]
+
+    def view(self, level: int | None = None, mpp: float | None = None, tolerance: float = TOLERANCE) -> View:
+        """The slide at a level, or at a resolution: the stored level within the tolerance, else the area mean of the
+        next finer one.
+
+        Parameters
+        ----------
+        level
+            Stored level, 0 the finest.
+        mpp
+            Micrometres per pixel, along both axes. Give this or ``level``.
+        tolerance
+            Relative difference that still counts as the same resolution.
+
+        Raises
+        ------
+        ResolutionError
+            No such level; finer than level 0; or the slide has no mpp.
+        """
+        if (level is None) == (mpp is None):
+            raise OptionError(f"level is {level} and mpp is {mpp}", self.url, "Give exactly one of the two.")
+        if level is not None:
+            if not 0 <= level < len(self.levels):
+                raise ResolutionError(f"no level {level}", self.url, f"It has levels 0 to {len(self.levels) - 1}.")
+            return self._view(self.levels[level])
+        assert mpp is not None
+        return self._at(Mpp.of(mpp).x, tolerance)
+
+    def _view(self, level: Level, ratio_x: float = 1.0, ratio_y: float = 1.0) -> View:
+        array = self._arrays[level.index]
+        mpp = level.mpp.times(ratio_x, ratio_y) if level.mpp else None
+        return View(array, level, ratio_x, ratio_y, mpp, 255 if self.rgb else array.fill)
+
+    def _at(self, wanted: float, tolerance: float) -> View:
+        finest = self.mpp
+        if finest is None:
+            raise ResolutionError(
+                "the slide has no mpp", self.url, "Convert it with --mpp-override, or ask for a level."
+            )
+        if wanted < max(finest.x, finest.y) * (1 - tolerance):
+            raise ResolutionError(
+                f"{wanted:g} µm/px is finer than its finest, {finest}", self.url, "Ask for that, or coarser."
+            )
+
+        def off(level: Level) -> float:
+            assert level.mpp is not None
+            return max(abs(level.mpp.x / wanted - 1), abs(level.mpp.y / wanted - 1))
+
+        best = min(self.levels, key=off)
+        if off(best) <= tolerance:
+            return self._view(best)
+        fitting = [k for k in self.levels if k.mpp and max(k.mpp.x, k.mpp.y) <= wanted * (1 + tolerance)]
+        base = max(fitting, key=lambda k: k.index)
+        assert base.mpp is not None
+        return self._view(base, max(1.0, wanted / base.mpp.x), max(1.0, wanted / base.mpp.y))
+
+    def image(
+        self,
+        level: int | None = None,
+        mpp: float | None = None,
+        tolerance: float = TOLERANCE,
+        blocks: int | Size | None = None,
+    ) -> xr.DataArray:
+        """The slide at a level, or at a resolution, as a lazy array.
+
+        Parameters
+        ----------
+        level, mpp, tolerance
+            As for `view`.
+        blocks
+            Sides of dask's blocks in pixels; by default whole shards, or the largest part of one below 64 MB.
+
+        Returns
+        -------
+        xarray.DataArray
+            (c, y, x) on dask. Coordinates are the pixels' centres in micrometres, as the store's scale and translation
+            say (https://ngff.openmicroscopy.org/0.5/#trafo-md); in level-0 pixels where the slide has no mpp.
+            ``attrs``: url, level read, mpp requested and delivered, downsample.
+
+        Raises
+        ------
+        ResolutionError
+            No such level; finer than level 0; or the slide has no mpp.
+
+        Examples
+        --------
+        >>> slide = open("small.ome.zarr")
+        >>> slide.image(mpp=1.0).shape
+        (3, 100, 150)
+        """
+        view = self.view(level, mpp, tolerance)
+        block = Size.of(blocks) if blocks is not None else view.block()
+        chunks = ((view.array.channels,), _steps(view.size.y, block.y), _steps(view.size.x, block.x))
+        token = repr((self.url, self.id, view.level.index, view.ratio_x, view.ratio_y, chunks))
+        data = da.map_blocks(
+            _read_block,
+            view,
+            chunks=chunks,
+            dtype=view.array.dtype,
+            meta=np.empty((0, 0, 0), view.array.dtype),
+            name=f"slide-{hashlib.sha256(token.encode()).hexdigest()[:16]}",
+        )
+        coords = {"c": list(self.channels), "y": self._axis(view, "y"), "x": self._axis(view, "x")}
+        attrs = {
+            "url": self.url,
+            "level": view.level.index,
+            "mpp_requested": mpp,
+            "mpp_x": view.mpp.x if view.mpp else None,
+            "mpp_y": view.mpp.y if view.mpp else None,
+            "downsample_x": view.downsample[0],
+            "downsample_y": view.downsample[1],
+            "rgb": self.rgb,
+        }
+        return xr.DataArray(data, coords, ("c", "y", "x"), self.name, attrs)
+
+    def _axis(self, view: View, axis: str) -> xr.Variable:
+        """Places of the pixels' centres along one axis."""
+        data, i = self.multiscale.datasets[view.level.index], self.multiscale.axes.index(axis)
+        count, ratio = (view.size.x, view.ratio_x) if axis == "x" else (view.size.y, view.ratio_y)
+        pixels = (np.arange(count) + 0.5) * ratio - 0.5
+        factor = _MICROMETRES.get(self.multiscale.unit or "")
+        places = (pixels * data.scale[i] + data.translation[i]) * (factor or 1.0)
+        return xr.Variable(axis, places, {"units": "µm" if factor else "pixel"})
+
+    @property
+    def tree(self) -> xr.DataTree:
+        """All levels as an `xarray.DataTree`: nodes ``level0``, ``level1``, ..., each with the lazy ``image``."""
+        nodes = {f"level{k.index}": xr.Dataset({"image": self.image(level=k.index)}) for k in self.levels}
+        return xr.DataTree.from_dict(nodes, name=self.name)
+
+    def thumbnail(self, most: int = 512) -> Array:
+        """A small picture, (height, width, 3) uint8, the longer side at most ``most`` pixels, from a coarse level.
+
+        Channels that are not RGB are shown in their own colours, added up, within their display windows.
+        """
+        if most < 1:
+            raise OptionError(f"most is {most}", "thumbnail", "Give 1 or more pixels.")
+        longest = max(self.size.x, self.size.y)
+        fitting = [k for k in self.levels if max(k.size.x, k.size.y) >= min(most, longest)]
+        array = self._arrays[(fitting[-1] if fitting else self.levels[0]).index]
+        if array.size.x * array.size.y > _MOST_THUMBNAIL_PIXELS:
+            raise StoreError(
+                f"its coarsest level is {array.size}: too large for a picture", self.url, "Convert it to a pyramid."
+            )
+        pixels = array.read(Region(0, 0, array.size.x, array.size.y))
+        picture = Image.fromarray(pixels.transpose(1, 2, 0) if self.rgb else self._composite(pixels))
+        picture.thumbnail((most, most), Image.Resampling.BOX)
+        return np.asarray(picture)
+
+    def _composite(self, pixels: Array) -> Array:
+        total = np.zeros((*pixels.shape[1:], 3), np.float32)
+        for i, plane in enumerate(pixels):
+            channel = self.multiscale.channels[i] if i < len(self.multiscale.channels) else ngff.Channel(str(i))
+            low, high = channel.window or (float(plane.min()), float(plane.max()) or 1.0)
+            share = np.clip((plane.astype(np.float32) - low) / max(high - low, 1e-12), 0, 1)
+            total += share[..., None] * np.frombuffer(bytes.fromhex(channel.color[:6]), np.uint8)
+        return np.clip(total, 0, 255).astype(np.uint8)
+
+    def __repr__(self) -> str:
+        mpp = f"{self.mpp} µm/px" if self.mpp else "mpp unknown"
+        power = f", {self.objective_power:g}x" if self.objective_power else ""
+        head = f"Slide {self.name}: {self.size.x} x {self.size.y}, {len(self.channels)} x {self.dtype}, {mpp}{power}"
+        about = f"  {self.vendor or 'vendor unknown'}; associated: {', '.join(self.associated) or 'none'}; {self.url}"
+        return "\n".join([head, about, *(f"  {level}" for level in self.levels)])
+
+    def _repr_html_(self) -> str:
+        held = io.BytesIO()
+        Image.fromarray(self.thumbnail(320)).save(held, "PNG")
+        rows = "".join(
+            f"<tr><td>{k.index}</td><td>{k.size.x} x {k.size.y}</td><td>{k.mpp or ''}</td>"
+            f"<td>{k.downsample[0]:g}</td></tr>"
+            for k in self.levels
+        )
+        facts = {
+            "vendor": self.vendor or "unknown",
+            "objective": f"{self.objective_power:g}x" if self.objective_power else "unknown",
+            "channels": f"{', '.join(self.channels)} ({self.dtype})",
+            "associated": ", ".join(self.associated) or "none",
+            "store": self.url,
+        }
+        about = "".join(f"<div><b>{name}</b> {escape(value)}</div>" for name, value in facts.items())
+        return (
+            '<div style="display:flex;gap:1.5em;align-items:flex-start">'
+            f'<img alt="thumbnail" src="data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}">'
+            f"<div><h4>{escape(self.name)}</h4>{about}"
+            "<table><tr><th>level</th><th>size</th><th>mpp</th><th>downsample</th></tr>"
+            f"{rows}</table></div></div>"
+        )
+
+
+def open(url: str | os.PathLike[str]) -> Slide:  # noqa: A001 (nt.open, as in xarray and zarr)
+    """Open an OME-Zarr slide; reads its metadata only.
+
+    Parameters
+    ----------
+    url
+        A local path or ``file://`` url of a store, version 0.4 or 0.5, ours or another writer's.
+
+    Returns
+    -------
+    Slide
+
+    Raises
+    ------
+    MissingError
+        Nothing there.
+    StoreError
+        Not an OME-Zarr image, or a damaged one.
+
+    Examples
+    --------
+    >>> open("small.ome.zarr").levels[1].size
+    Size(x=300, y=200)
+    """
+    place = local_path(url)
+    if not place.exists():
+        raise MissingError("nothing there", str(place), "Check the path.")
+    store = Store(place)
+    attributes = _attributes(store)
+    multiscale = ngff.parse(attributes, str(place))
+    if not 1 <= len(multiscale.datasets) <= MOST_LEVELS:
+        raise StoreError(f"{len(multiscale.datasets)} levels", str(place), f"At most {MOST_LEVELS} are read.")
+    for data in multiscale.datasets:
+        if data.path.startswith("/") or ".." in data.path.split("/") or ":" in data.path:
+            raise StoreError(f"level path {data.path!r} leaves the store", str(place))
+    slide = Slide(store, multiscale, attributes.get("ngfftile", {}))
+    _ = slide.levels  # opens the arrays: what is broken shows now, not at the first pixel
+    return slide
+
+
+def _attributes(store: Store) -> dict[str, Any]:
+    """The root group's attributes; Zarr v3 keeps them in zarr.json, v2 in .zattrs."""
+    if not store.root.is_dir():
+        raise StoreError(
+            "not an OME-Zarr store", str(store), "Convert a slide first: ngfftile convert SLIDE -o STORE.ome.zarr"
+        )
+    try:
+        found = store.json(ROOT).get("attributes", {}) if (store.root / ROOT).exists() else store.json(".zattrs")
+    except MissingError as error:
+        raise StoreError(
+            "not an OME-Zarr store: it has no root zarr.json",
+            str(store),
+            "An interrupted conversion goes on with the same convert command.",
+        ) from error
+    if not isinstance(found, dict):
+        raise StoreError("its attributes are not a JSON object", str(store))
+    return found
+
+
+def _steps(total: int, step: int) -> tuple[int, ...]:
+    return tuple(min(step, total - start) for start in range(0, total, step))

@@ -1,0 +1,118 @@
+"""Readers of foreign slides, and the choice among them by content.
+
+A reader is a function from a path to a `Source`; it raises `SourceError` with its reason where the file is not its own.
+More come from installed packages: entry points of the group ``ngfftile.sources``, looked at after the built-in ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from ngfftile.errors import MissingError, NgfftileError, OptionError, SourceError
+from ngfftile.registry import resolve
+from ngfftile.sources.protocol import Source, SourceInfo
+from ngfftile.store import local_path
+
+__all__ = ["READERS", "Source", "SourceInfo", "fingerprint", "open_source", "readers"]
+
+Reader = Callable[[Path], Source]
+READERS = {
+    "tiff": "ngfftile.sources.tiff:open_tiff",
+    "openslide": "ngfftile.sources.openslide:open_openslide",
+}
+_EDGE = 1 << 20  # bytes of each end of a file that its fingerprint covers
+
+
+def readers() -> dict[str, str]:
+    """All readers by name, in the order they are tried, as ``package.module:function``."""
+    return READERS | {point.name: point.value for point in entry_points(group="ngfftile.sources")}
+
+
+def open_source(path: str | Path, reader: str | None = None) -> Source:
+    """Open a foreign slide by its content, whatever its name.
+
+    Parameters
+    ----------
+    path
+        A file, or a folder of DICOM files.
+    reader
+        Name of the only reader to try.
+
+    Raises
+    ------
+    MissingError
+        Nothing there.
+    SourceError
+        No reader takes it; the message has each reader's reason.
+    """
+    place = _main_file(local_path(path))
+    known = readers()
+    if reader is not None and reader not in known:
+        raise OptionError(f"reader is {reader!r}", mend=f"Use one of {', '.join(known)}.")
+    _check_content(place)
+    reasons = []
+    for name in [reader] if reader else known:
+        try:
+            source: Source = resolve(known[name], {}, "reader")(place)
+        except NgfftileError as error:
+            reasons.append((name, error))
+        else:
+            return source
+    told = "; ".join(f"{name}: {error.what}" for name, error in reasons)
+    mends = [error.mend for _, error in reasons if error.mend]
+    raise SourceError(f"no reader takes it ({told})", str(place), mends[0] if mends else "") from reasons[-1][1]
+
+
+def _main_file(path: Path) -> Path:
+    """The file to open: of a DICOM folder, any of its files."""
+    if not path.exists():
+        raise MissingError("nothing there", str(path), "Check the path.")
+    if not path.is_dir():
+        return path
+    slides = [p for p in sorted(path.iterdir()) if _is_dicom(p)]
+    if not slides:
+        raise SourceError("a folder without DICOM files", str(path), "Give a slide file, or its folder of DICOM files.")
+    return slides[0]
+
+
+def _is_dicom(path: Path) -> bool:
+    # DICOM PS3.10, section 7.1: 128 bytes of preamble, then DICM.
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _check_content(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise SourceError("the file is empty", str(path), "Copy it again.")
+    if head.startswith(b"version https://git-lfs"):
+        raise SourceError("a Git LFS pointer, not the slide", str(path), "Fetch the slide with: git lfs pull.")
+
+
+def fingerprint(info: SourceInfo) -> str:
+    """Identity of a slide's content: the same after a move or a rename.
+
+    Sizes and the first and last MiB of its files, as sha256; not all bytes, since a slide has gigabytes of them. The
+    order of the files is by content, so their names do not count.
+    """
+    whole = hashlib.sha256()
+    for digest in sorted(_digests(info.files)):
+        whole.update(digest)
+    return whole.hexdigest()
+
+
+def _digests(files: tuple[Path, ...]) -> Iterator[bytes]:
+    for path in files:
+        size = path.stat().st_size
+        part = hashlib.sha256(size.to_bytes(8, "little"))
+        with path.open("rb") as file:
+            part.update(file.read(_EDGE))
+            file.seek(max(0, size - _EDGE))
+            part.update(file.read(_EDGE))
+        yield part.digest()

@@ -1,0 +1,103 @@
+"""What a reader of foreign slides must give, and what it says of a slide.
+
+A `Source` reads level 0 and the associated images; coarser levels are made by us, the same for every scanner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from ngfftile.geometry import Mpp, Region, Size
+from ngfftile.ngff import Channel
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceInfo:
+    """All that the headers of a slide file say; nothing here needs a pixel.
+
+    Parameters
+    ----------
+    reader
+        Name of the reader that opened it.
+    format, vendor
+        File format, and scanner maker in lower case as OpenSlide names them.
+    size
+        Level 0 in pixels.
+    channels
+        Names and colours; `ngfftile.ngff.RGB` for a colour slide.
+    rgb
+        Whether the channels are red, green and blue of one picture.
+    dtype
+        Of a pixel, as numpy names it.
+    tile
+        The file's own tile size, the unit that `Source.read` decodes.
+    mpp
+        Micrometres per pixel of level 0, or None if the file does not say, or says what cannot be.
+    mpp_source
+        Where the mpp was read, or why it is unknown.
+    levels
+        Sizes of the levels that the file holds; only the first is read.
+    associated
+        Associated images by role (label, macro, thumbnail), with their sizes.
+    properties
+        Everything else that the file says, by the vendor's own names.
+    notes
+        What a user should know before trusting the slide, a sentence each.
+    files
+        The files that the slide consists of.
+    """
+
+    reader: str
+    format: str
+    vendor: str
+    size: Size
+    channels: tuple[Channel, ...]
+    rgb: bool
+    dtype: str
+    tile: Size
+    mpp: Mpp | None
+    mpp_source: str
+    levels: tuple[Size, ...]
+    files: tuple[Path, ...]
+    objective_power: float | None = None
+    acquired: str | None = None
+    associated: Mapping[str, Size] = field(default_factory=dict)
+    properties: Mapping[str, str] = field(default_factory=dict)
+    icc: bytes | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Source(Protocol):
+    """A foreign slide, open for reading; safe to use from many threads, and picklable by path."""
+
+    @property
+    def info(self) -> SourceInfo:
+        """What the headers say."""
+
+    def read(self, region: Region, first: int, count: int, out: Array) -> None:
+        """Write pixels of level 0 into ``out``.
+
+        Parameters
+        ----------
+        region
+            Inside level 0. Each source tile that it meets is decoded once; give whole tiles to waste nothing.
+        first, count
+            Channels wanted.
+        out
+            (height, width, count) of the source's dtype, any strides; transparent pixels get the background.
+
+        Raises
+        ------
+        SourceError
+            A tile that is damaged; the message names its place.
+        """
+
+    def associated(self, role: str) -> Array:
+        """One associated image, (height, width, 3) uint8."""

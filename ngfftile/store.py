@@ -1,0 +1,262 @@
+"""The only door to stored bytes: files, and OME-Zarr stores in folders.
+
+A store is written in a *draft* beside its target, and appears in one step when it is whole::
+
+    slide.ome.zarr.partial/plan.json    what is being written, from which source: a resumed run must agree
+    slide.ome.zarr.partial/store/       becomes slide.ome.zarr by one rename, its root zarr.json written last
+
+Each object is written to a temporary name, synced and renamed: an object that is present is whole and durable, so a
+resumed run needs no journal, only a listing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zarr
+import zarr.errors
+import zarr.storage
+
+from ngfftile.errors import ExistsError, MissingError, OptionError, StoreError
+
+PLAN, ROOT = "plan.json", "zarr.json"
+MOST_METADATA = 16 << 20  # bytes of one zarr.json
+
+
+class LocalFile:
+    """A file open for reads at any place, from any thread; ``version`` changes when the file is replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        about = os.fstat(self._fd)
+        self.size = about.st_size
+        self.version = (about.st_ino, about.st_mtime_ns, about.st_size)
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Exactly ``count`` bytes from ``offset``.
+
+        Raises
+        ------
+        StoreError
+            The file is shorter.
+        """
+        data = os.pread(self._fd, count, offset)
+        while len(data) < count:
+            more = os.pread(self._fd, count - len(data), offset + len(data))
+            if not more:
+                raise StoreError(
+                    f"ends at byte {offset + len(data)}, {offset + count} was asked", str(self.path), "It is truncated."
+                )
+            data += more
+        return data
+
+    def close(self) -> None:
+        """Give the file handle back."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> LocalFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            self.close()
+
+
+def local_path(url: str | os.PathLike[str]) -> Path:
+    """The absolute path of a local path or ``file://`` url.
+
+    Raises
+    ------
+    OptionError
+        Any other scheme.
+    """
+    text = os.fspath(url)
+    if text.startswith("file://"):
+        text = text[len("file://") :]
+    if "://" in text or not text:
+        raise OptionError(f"{text!r} is not a local path", mend="Give a path or a file:// url.")
+    return Path(os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111 (resolve() would follow links)
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A folder of objects named by keys such as ``0/c/0/1/2``.
+
+    Parameters
+    ----------
+    root
+        The folder.
+    """
+
+    root: Path
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def open(self, key: str) -> LocalFile:
+        """An object, for reads of its parts.
+
+        Raises
+        ------
+        StoreError
+            It is missing.
+        """
+        try:
+            return LocalFile(self.root / key)
+        except FileNotFoundError as error:
+            raise StoreError(f"{key} is missing", str(self), "Convert the slide again.") from error
+
+    def json(self, key: str) -> dict[str, Any]:
+        """A small JSON object.
+
+        Raises
+        ------
+        MissingError, StoreError
+            It is missing; it is no JSON object, or larger than 16 MiB.
+        """
+        path = self.root / key
+        try:
+            if path.stat().st_size > MOST_METADATA:
+                raise StoreError(f"{key} is larger than {MOST_METADATA} bytes", str(self))
+            document = json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise MissingError(f"{key} is missing", str(self)) from error
+        except ValueError as error:
+            raise StoreError(f"{key} is not JSON ({error})", str(self), "The store is damaged.") from error
+        if not isinstance(document, dict):
+            raise StoreError(f"{key} holds no JSON object", str(self), "The store is damaged.")
+        return document
+
+    def bytes(self, key: str) -> bytes:
+        """A whole object."""
+        with self.open(key) as file:
+            return file.read(0, file.size)
+
+    def write(self, key: str, *parts: bytes) -> None:
+        """Write one object: temporary name, sync, rename."""
+        path = self.root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.writelines(parts)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def write_json(self, key: str, document: dict[str, Any]) -> None:
+        """Write one JSON object; the same document gives the same bytes."""
+        self.write(key, json.dumps(document, indent=1, ensure_ascii=False).encode())
+
+    def keys(self) -> Iterator[str]:
+        """Names of all objects; temporary ones are left out."""
+        for folder, _, files in os.walk(self.root):
+            inside = Path(folder).relative_to(self.root)
+            yield from ((inside / name).as_posix() for name in files if not name.startswith("."))
+
+    def size(self) -> int:
+        """Bytes of all objects together."""
+        return sum((self.root / key).stat().st_size for key in self.keys())
+
+    def open_array(self, path: str) -> zarr.Array[Any]:
+        """An array by zarr-python, read only: any version, codec and layout.
+
+        Raises
+        ------
+        StoreError
+            No array there, or one that zarr-python cannot open.
+        """
+        try:
+            return zarr.open_array(zarr.storage.LocalStore(self.root / path, read_only=True), mode="r")
+        except (OSError, ValueError, KeyError, TypeError, zarr.errors.BaseZarrError) as error:
+            raise StoreError(f"array {path!r} cannot be opened ({error})", str(self)) from error
+
+    def create_array(self, path: str, **spec: Any) -> None:
+        """Write an array's metadata, by zarr-python; ``spec`` is `zarr.create_array`'s."""
+        # Given the array's own folder as the store, zarr makes no group above it: the root must come last.
+        zarr.create_array(zarr.storage.LocalStore(self.root / path), overwrite=True, **spec)
+
+    def create_group(self, path: str, attributes: dict[str, Any]) -> None:
+        """Write a group's metadata."""
+        document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+        self.write_json(f"{path}/{ROOT}".lstrip("/"), document)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An unfinished store beside its target."""
+
+    target: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the draft lives."""
+        return self.target.with_name(self.target.name + ".partial")
+
+    @property
+    def store(self) -> Store:
+        """The store to write into."""
+        return Store(self.folder / "store")
+
+    def begin(self, plan: dict[str, Any]) -> None:
+        """Start, or go on with what an interrupted run left.
+
+        Raises
+        ------
+        ExistsError
+            A draft of another source or with other parameters is there.
+        """
+        home = Store(self.folder)
+        if (self.folder / PLAN).exists():
+            if home.json(PLAN) != json.loads(json.dumps(plan)):
+                raise ExistsError(
+                    "an unfinished conversion of another source, or with other parameters, is there",
+                    str(self.folder),
+                    "Finish it with its own parameters, or use --overwrite (overwrite=True) to drop it.",
+                )
+            return
+        self.store.root.mkdir(parents=True, exist_ok=True)
+        home.write_json(PLAN, plan)
+
+    def commit(self, attributes: dict[str, Any]) -> None:
+        """Write the root, and put the store in its place; what was there stays until then."""
+        self.store.create_group("", attributes)
+        for folder, _, _ in os.walk(self.store.root):
+            _sync_folder(Path(folder))
+        old = self.target.with_name(self.target.name + ".replaced")
+        if self.target.exists():
+            self.target.rename(old)
+        self.store.root.rename(self.target)
+        _sync_folder(self.target.parent)
+        if old.exists():
+            shutil.rmtree(old)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the draft."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows has no handle on a folder; its journal orders renames
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
