@@ -218,10 +218,10 @@ def _near(values: da.Array, operation: Callable[..., Array], high: int, wide: in
     depth = (high // 2 * reach, wide // 2 * reach)
     keep = {"dtype": values.dtype, "meta": np.empty((0, 0), values.dtype)}
     if any(d >= n for d, n in zip(depth, values.shape, strict=True)):
-        whole: da.Array = values.rechunk(-1).map_blocks(operation, high, wide, **keep)
+        whole: da.Array = values.rechunk(-1).map_blocks(operation, high=high, wide=wide, **keep)
         return whole
     result: da.Array = da.map_overlap(
-        operation, values, high, wide, depth=depth, boundary="none", allow_rechunk=True, **keep
+        operation, values, high=high, wide=wide, depth=depth, boundary="none", allow_rechunk=True, **keep
     )
     return result
 

@@ -58,7 +58,7 @@ def _scale_bar(draw: Any, right: int, top: int, mpp: float) -> None:
     length = fitting[-1]
     x0, y = right - 8 - round(length / mpp), top + _STRIP - 5
     draw.line((x0, y, right - 8, y), "black", 3)
-    name = f"{length / 1000:g} mm" if length >= 1000 else f"{length} µm"
+    name = f"{length / 1000:g} mm" if length >= 1000 else f"{length} um"  # the font that comes with Pillow has no micro sign
     draw.text(((x0 + right - 8) / 2, y - 3), name, fill="black", font=ImageFont.load_default(12), anchor="mb")
 
 

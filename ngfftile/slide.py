@@ -29,6 +29,7 @@ Array = NDArray[Any]
 MOST_LEVELS = 32
 TOLERANCE = 0.05  # scanners of one nominal resolution differ by a few per cent: 0.2508, 0.499
 _BLOCK_BYTES = 64 << 20
+_STRIP = 16  # rows
 _MOST_THUMBNAIL_PIXELS = 1 << 28
 _MICROMETRES = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
 
@@ -111,9 +112,14 @@ class View:
         x0, x1 = resample.input_range(region.x, region.width, self.ratio_x, self.level.size.x)
         y0, y1 = resample.input_range(region.y, region.height, self.ratio_y, self.level.size.y)
         pixels = self.array.read(Region(x0, y0, x1 - x0, y1 - y0))
-        rows = resample.area_mean(pixels, 1, y0, region.y, region.height, self.ratio_y)
-        both = resample.area_mean(rows, 2, x0, region.x, region.width, self.ratio_x)
-        return resample.to_dtype(both, self.array.dtype)
+        out = np.empty((len(pixels), region.height, region.width), pixels.dtype)
+        # In strips that stay in the cache: on a whole block, memory would cost more than the arithmetic.
+        for y in range(0, region.height, _STRIP):
+            count = min(_STRIP, region.height - y)
+            rows = resample.area_mean(pixels, 1, y0, region.y + y, count, self.ratio_y)
+            both = resample.area_mean(rows, 2, x0, region.x, region.width, self.ratio_x)
+            out[:, y : y + count] = resample.to_dtype(both, pixels.dtype)
+        return out
 
     def tile(self, region: Region) -> Array:
         """Pixels (height, width, channel) of a region that may hang over; outside is `fill`."""

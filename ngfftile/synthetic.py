@@ -47,8 +47,16 @@ _STEP: Final = 4  # Aperio pyramids shrink by 4
 _SMALLEST: Final = 2000  # pixels along the longer side below which Aperio adds no level
 _VERSION: Final = "Aperio Image Library v12.0.15 \r\n"
 # 3 x 5 dot letters, rows from the top, most significant bit at the left.
-_GLYPHS: Final = {"S": 0o74717, "Y": 0o55222, "N": 0o57775, "T": 0o72222, "H": 0o55755, "E": 0o74647, "I": 0o72227}
-_LETTERS: Final = {**_GLYPHS, "C": 0o74447}
+_GLYPHS: Final = {
+    "C": 0o74447,
+    "E": 0o74647,
+    "H": 0o55755,
+    "I": 0o72227,
+    "N": 0o57775,
+    "S": 0o74717,
+    "T": 0o72222,
+    "Y": 0o55222,
+}
 
 
 def _uniform(seed: int, salt: int, iy: Ints, ix: Ints) -> NDArray[np.float64]:
@@ -77,6 +85,20 @@ def _spline(at: NDArray[Any], spacing: float, bits: int) -> tuple[Ints, Floats]:
     return nodes, weights
 
 
+def _spread(wy: Floats, nodes: Floats, wx: Floats, scale: float) -> Floats:
+    """Planes (channels, y, x) from their nodes and weights, times ``scale`` (a power of two, so exact).
+
+    In pieces that OpenBLAS computes without its own threads (its GEMM_MULTITHREAD_THRESHOLD: 2^18 products): ours
+    are busy already, and its threads spin, which on a loaded machine costs ten times the work.
+    """
+    right = wx.T * np.float32(scale)
+    planes = np.empty((nodes.shape[0], wy.shape[0], wx.shape[0]), np.float32)
+    rows = max(1, 2**18 // (nodes.shape[2] * max(nodes.shape[1], wx.shape[0])))
+    for top in range(0, wy.shape[0], rows):
+        np.matmul(wy[top : top + rows] @ nodes, right, out=planes[:, top : top + rows])
+    return planes
+
+
 def _noise(seed: int, salt: int, channels: int, spacing: float, ys: NDArray[Any], xs: NDArray[Any]) -> Floats:
     """Smooth value noise in [-1, 1], shape (channels, y, x): values up to 8 and 10-bit weights are exact in float32."""
     ny, wy = _spline(ys, spacing, 10)
@@ -84,7 +106,7 @@ def _noise(seed: int, salt: int, channels: int, spacing: float, ys: NDArray[Any]
     salts = np.arange(salt * 16, salt * 16 + channels)
     grid = np.stack([_uniform(seed, int(s), ny[:, None], nx[None, :]) for s in salts])
     nodes = np.floor(grid * 17).astype(np.float32) - np.float32(8)
-    return np.asarray(wy @ nodes @ wx.T * np.float32(2.0**-23), np.float32)
+    return _spread(wy, nodes, wx, 2.0**-23)
 
 
 def _ramp(values: Floats, low: float, high: float) -> Floats:
@@ -183,12 +205,20 @@ def _banks(seed: int) -> tuple[Image, Floats]:
     return sensor.astype(np.uint8), (grain * 6).astype(np.float32)
 
 
+def _repeat[T: np.generic](bank: NDArray[T], ys: Ints, xs: Ints) -> NDArray[T]:
+    """The part of a periodic picture at consecutive places; several times faster than indexing with them."""
+    y, x = int(ys[0]) % _PERIOD, int(xs[0]) % _PERIOD
+    down, right = (y + ys.size - 1) // _PERIOD + 1, (x + xs.size - 1) // _PERIOD + 1
+    part = (bank if down == 1 else np.concatenate([bank] * down, axis=0))[y : y + ys.size]
+    return (part if right == 1 else np.concatenate([part] * right, axis=1))[:, x : x + xs.size]
+
+
 @lru_cache(maxsize=1)
 def _fibres() -> Floats:
     """Profile across collagen bundles, 0 to 1, 4 entries per micrometre, periodic."""
     at = np.arange(4096)
     total = np.zeros(4096)
-    for k, (count, weight) in enumerate(((64, 0.5), (171, 0.9), (410, 0.6))):
+    for k, (count, weight) in enumerate(((64, 0.45), (171, 0.8), (410, 0.8), (900, 0.45))):
         knots = _uniform(5, k, np.arange(count), np.zeros(count, np.int64))
         place = at * count / 4096
         i, f = np.floor(place).astype(int), place % 1
@@ -287,7 +317,7 @@ class TissueField:
     def _zones(self, ys: NDArray[Any], xs: NDArray[Any]) -> dict[str, Floats]:
         """What the tissue is like at the places: smooth planes, each of shape (y, x)."""
         nodes, wy, wx = self._window(ys, xs)
-        depth, gland, fat, crowd = wy @ nodes @ wx.T * np.float32(2.0**-14)
+        depth, gland, fat, crowd = _spread(wy, nodes, wx, 2.0**-14)
         broad = _noise(self.seed, 20, 3, 190 / self._scale, ys, xs)
         mid = _noise(self.seed, 21, 4, 46 / self._scale, ys, xs)
         slope_y = (ys * (0.21 * self._scale)).astype(np.float32)[:, None]
@@ -311,23 +341,27 @@ class TissueField:
     def _stroma(self, ys: Ints, xs: Ints) -> tuple[Floats, Floats]:
         """Haematoxylin and eosin of everything but glass and debris."""
         z = self._zones(ys, xs)
-        grain = _banks(self.seed)[1][(ys % _PERIOD)[:, None], (xs % _PERIOD)[None, :]]
+        if float(z["depth"].max()) < -1.5:
+            return np.zeros_like(z["depth"]), np.zeros_like(z["depth"])
+        grain = _repeat(_banks(self.seed)[1], ys, xs)
         fine = _noise(self.seed, 22, 2, 11 / self._scale, ys, xs)
         phase = z["flow"] + np.float32(5) * fine[0]
         fibre = _fibres().take((phase * np.float32(4)).astype(np.int64) & 4095)
         crowd = _ramp(z["crowd"], 0.1, 0.9)
-        weave = np.float32(0.25) + np.float32(0.55) * fibre * (np.float32(1) + np.float32(0.9) * fine[1])
-        weave -= np.float32(0.22) * crowd * (fibre - np.float32(0.5))
-        eosin = (np.float32(0.34) + np.float32(0.10) * z["broad"]) * weave * (np.float32(1.25) + np.float32(0.3) * grain)
-        eosin += np.float32(0.06)
-        eosin *= _ramp(fibre + np.float32(0.45) * fine[1], 0.02, 0.16)
-        blue = np.float32(0.035) + np.float32(0.13) * crowd * (np.float32(1) + np.float32(0.5) * grain)
+        weave = np.float32(0.2) + np.float32(0.62) * fibre * (np.float32(1) + np.float32(0.9) * fine[1])
+        weave -= np.float32(0.3) * crowd * (fibre - np.float32(0.5))
+        eosin = (np.float32(0.29) + np.float32(0.09) * z["broad"]) * weave * (np.float32(1.25) + np.float32(0.3) * grain)
+        eosin += np.float32(0.05)
+        blue = np.float32(0.03) + np.float32(0.12) * crowd * (np.float32(1) + np.float32(0.5) * grain)
+        cleft = _ramp(fibre + np.float32(0.45) * fine[1] + np.float32(0.1) * crowd, 0.02, 0.16)
+        eosin *= cleft
+        blue *= cleft
         nuclei = self._stamp_nuclei(ys, xs)
         eosin *= np.float32(1) - np.float32(0.5) * np.minimum(nuclei, np.float32(1))
         blue += nuclei
         self._stamp_glands(ys, xs, blue, eosin)
         keep = _ramp(z["depth"], -1.5, 1.5) * (np.float32(1) - _ramp(z["tear"], 0.52, 0.56))
-        if float(z["fat"].max()) > 0.1:
+        if float(z["fat"].max()) > 0.25:
             self._melt(ys, xs, z["fat"], blue, eosin)
         rim = _ramp(z["depth"], 30.0, 0.0)
         eosin *= keep * (np.float32(1) + np.float32(0.3) * rim)
@@ -392,19 +426,23 @@ class TissueField:
 
     def _melt(self, ys: Ints, xs: Ints, fat: Floats, blue: Floats, eosin: Floats) -> None:
         """Turn the fatty zone into empty cells with thin walls (Worley noise: distance to the two nearest centres)."""
-        pitch, rows, columns = self._cells(ys, xs, _ADIPOCYTE, 2 * _ADIPOCYTE)
+        pitch, rows, columns = self._cells(ys, xs, _ADIPOCYTE, 1.6 * _ADIPOCYTE)
         u = [_uniform(self.seed, 50 + k, rows[:, None], columns[None, :]) for k in range(2)]
-        near = np.full(fat.shape, np.inf, np.float32)
-        next_ = near.copy()
-        for i in range(rows.size):
-            for j in range(columns.size):
-                dy = (ys - (rows[i] + 0.1 + 0.8 * u[0][i, j]) * pitch).astype(np.float32)
-                dx = (xs - (columns[j] + 0.1 + 0.8 * u[1][i, j]) * pitch).astype(np.float32)
-                far = (dy * dy)[:, None] + (dx * dx)[None, :]
-                np.minimum(next_, np.maximum(near, far), out=next_)
-                np.minimum(near, far, out=near)
-        gap = (np.sqrt(next_) - np.sqrt(near)) * np.float32(self._scale)
-        hollow = _ramp(gap, 2.0, 4.0) * _ramp(fat, 0.25, 0.45)
+        warp_y, warp_x = np.float32(8 / self._scale) * _noise(self.seed, 23, 2, 27 / self._scale, ys, xs)
+        nearest = np.full(fat.shape, 9 * pitch * pitch, np.float32)
+        second = nearest.copy()
+        for i, j in np.ndindex(rows.size, columns.size):
+            # Nothing further than 1.5 cells off can be among the two nearest, so each centre is spared the rest.
+            cy = (rows[i] + 0.2 + 0.6 * u[0][i, j]) * pitch
+            cx = (columns[j] + 0.2 + 0.6 * u[1][i, j]) * pitch
+            part = tuple(slice(*np.searchsorted(at, (c - 1.6 * pitch, c + 1.6 * pitch))) for at, c in ((ys, cy), (xs, cx)))
+            dy = (ys[part[0]] - cy).astype(np.float32)[:, None] + warp_y[part]
+            dx = (xs[part[1]] - cx).astype(np.float32)[None, :] + warp_x[part]
+            far = dy * dy + dx * dx
+            np.minimum(second[part], np.maximum(nearest[part], far), out=second[part])
+            np.minimum(nearest[part], far, out=nearest[part])
+        gap = (np.sqrt(second) - np.sqrt(nearest)) * np.float32(self._scale)
+        hollow = _ramp(gap, 1.6, 3.4) * _ramp(fat, 0.25, 0.4)
         eosin *= np.float32(1) - np.float32(0.97) * hollow
         blue *= np.float32(1) - np.float32(0.97) * hollow
 
@@ -441,7 +479,7 @@ class TissueField:
         _check_whole("width", width, 1, 2**31 - 1)
         _check_whole("height", height, 1, 2**31 - 1)
         ys, xs = np.arange(y, y + height), np.arange(x, x + width)
-        sensor = _banks(self.seed)[0].take(ys % _PERIOD, axis=0).take(xs % _PERIOD, axis=1)
+        sensor = _repeat(_banks(self.seed)[0], ys, xs)
         bare = float(self._window(ys, xs)[0][0].max()) < -self._roughness() - 2
         specks = self._specks(ys, xs)
         if bare and not specks:
@@ -470,3 +508,278 @@ def _check_whole(name: str, value: object, low: int, high: int) -> None:
 def _check_number(name: str, value: float, low: float, high: float) -> None:
     if isinstance(value, bool) or not low <= value <= high:
         raise OptionError(f"{name} is {value!r}", where="synthetic", mend=f"Give a number from {low:g} to {high:g}.")
+
+
+def _shrink(image: Image) -> Image:
+    """Average squares of 4 x 4 pixels; what does not fill one is left out, as Aperio does."""
+    height, width = image.shape[0] // _STEP, image.shape[1] // _STEP
+    image = image[: height * _STEP, : width * _STEP]
+    rows = image[0::_STEP].astype(np.uint16) + image[1::_STEP] + image[2::_STEP] + image[3::_STEP]
+    total = rows[:, 0::_STEP] + rows[:, 1::_STEP] + rows[:, 2::_STEP] + rows[:, 3::_STEP]
+    return ((total + np.uint16(8)) >> np.uint16(4)).astype(np.uint8)
+
+
+def _fit(image: Image, width: int, height: int) -> Image:
+    """Shrink to fit into ``width`` x ``height`` by averaging; never enlarge."""
+    ratio = min(1.0, width / image.shape[1], height / image.shape[0])
+    total: NDArray[Any] = image.astype(np.float64)
+    for axis in (0, 1):
+        old = image.shape[axis]
+        new = max(1, round(old * ratio))
+        edges = np.arange(new) * old // new
+        counts = np.diff(np.append(edges, old)).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        total = np.add.reduceat(total, edges, axis=axis) / counts
+    return np.rint(total).astype(np.uint8)
+
+
+def _text(image: Image, x: int, y: int, dot: int, text: str) -> None:
+    """Write on a picture, in place, with square dots."""
+    for k, letter in enumerate(text):
+        rows = np.array([[_GLYPHS[letter] >> (14 - 3 * i - j) & 1 for j in range(3)] for i in range(5)], bool)
+        part = image[y : y + 5 * dot, x + 4 * k * dot : x + (4 * k + 3) * dot]
+        part[np.kron(rows, np.ones((dot, dot), bool))] = 35
+
+
+def _label(seed: int) -> Image:
+    """A paper label: a word, a bar code and a dot code that stand for nothing."""
+    image = np.full((463, 387, 3), 236, np.uint8)
+    image[:6] = image[-6:] = image[:, :6] = image[:, -6:] = 120
+    _text(image, 34, 50, 9, "SYNTHETIC")
+    bars = np.repeat(_uniform(seed, 80, np.arange(80), np.zeros(80, np.int64)) < 0.5, 4)
+    image[130:220, 34:354][:, bars] = 30
+    dots = _uniform(seed, 81, np.arange(16)[:, None], np.arange(16)[None, :]) < 0.5
+    dots[:, 0] = dots[-1] = True
+    image[250:426, 34:210][np.kron(dots, np.ones((11, 11), bool))] = 30
+    _text(image, 240, 260, 9, "HES")
+    return image
+
+
+def _macro(overview: Image, seed: int) -> Image:
+    """The whole glass from above: label at the left, tissue at the right."""
+    image = np.full((431, 1280, 3), (226, 228, 226), np.uint8)
+    image[:5] = image[-5:] = (150, 158, 156)
+    label = _fit(_label(seed), 330, 395)
+    image[18 : 18 + label.shape[0], 20 : 20 + label.shape[1]] = label
+    tissue = _fit(overview, 840, 380)
+    top, left = (431 - tissue.shape[0]) // 2, 395 + (860 - tissue.shape[1]) // 2
+    image[top : top + tissue.shape[0], left : left + tissue.shape[1]] = (tissue * np.float32(0.93)).astype(np.uint8)
+    return image
+
+
+def _split_jpeg(stream: bytes) -> tuple[bytes, bytes]:
+    """Tables, and the image that refers to them: what TIFF keeps in JPEGTables (technote 2), and in each tile."""
+    tables, image, at = b"\xff\xd8", b"\xff\xd8", 2
+    while stream[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+        if stream[at + 1] in (0xDB, 0xC4):
+            tables += stream[at:end]
+        else:
+            image += stream[at:end]
+        at = end
+    return tables + b"\xff\xd9", image + stream[at:]
+
+
+def _encode(tile: Image, quality: int) -> tuple[bytes, bytes]:
+    stream = tifffile.TIFF.COMPRESSORS[7](
+        np.ascontiguousarray(tile), quality, colorspace="RGB", outcolorspace="YCBCR", subsampling=(2, 2), optimize=False
+    )
+    return _split_jpeg(bytes(stream))
+
+
+def _in_order[A, B](work: Callable[[A], B], items: Iterator[A], workers: int) -> Iterator[B]:
+    """Results in order from threads that run ahead by a few items, so memory stays bounded."""
+    with ThreadPoolExecutor(workers) as pool:
+        ahead: deque[Future[B]] = deque()
+        try:
+            for item in items:
+                ahead.append(pool.submit(work, item))
+                if len(ahead) > 3 * workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+class _Writer:
+    """Writes the pages of one slide."""
+
+    def __init__(self, tif: tifffile.TiffWriter, field: TissueField, tile: int, quality: int, tail: str) -> None:
+        self._tif, self._field, self._tile, self._quality, self._tail = tif, field, tile, quality, tail
+        self._workers = os.cpu_count() or 1
+        self._tables = _encode(np.zeros((tile, tile, 3), np.uint8), quality)[0]
+
+    def tiled(self, width: int, height: int, draw: Callable[[int, int, int, int], Image]) -> None:
+        """Write a level; ``draw`` gives whole tiles for x, y, width, height, in any order and from several threads."""
+        tile, run = self._tile, max(1, 512 // self._tile)
+        columns = -(-width // tile)
+
+        def strip(at: tuple[int, int]) -> list[bytes]:
+            count = min(run, columns - at[0])
+            image = draw(at[0] * tile, at[1] * tile, count * tile, tile)
+            return [_encode(part, self._quality)[1] for part in np.split(image, count, axis=1)]
+
+        places = ((i, j) for j in range(-(-height // tile)) for i in range(0, columns, run))
+        tiles = (one for many in _in_order(strip, places, self._workers) for one in many)
+        size = f"{self._field.width}x{self._field.height}"
+        arrow = "" if (width, height) == (self._field.width, self._field.height) else f" -> {width}x{height}"
+        self._tif.write(
+            tiles,
+            shape=(height, width, 3),
+            dtype=np.uint8,
+            photometric="rgb",
+            tile=(tile, tile),
+            compression="jpeg",
+            subsampling=(2, 2),
+            jpegtables=self._tables,
+            description=f"{_VERSION}{size} [0,0 {size}] ({tile}x{tile}){arrow} JPEG/RGB Q={self._quality}{self._tail}",
+            metadata=None,
+            software=False,
+        )
+
+    def thumbnail(self, image: Image) -> None:
+        """Write the thumbnail."""
+        size = f"{self._field.width}x{self._field.height}"
+        self.striped(image, f"{size} -> {image.shape[1]}x{image.shape[0]} - {self._tail}")
+
+    def striped(self, image: Image, text: str, kind: int | None = None) -> None:
+        """Write the thumbnail or macro (JPEG) or label (LZW), as Aperio does."""
+        lzw = kind == 1
+        self._tif.write(
+            image,
+            photometric="rgb",
+            rowsperstrip=16,
+            compression="lzw" if lzw else "jpeg",
+            predictor=lzw,
+            compressionargs=None if lzw else {"level": self._quality},
+            subsampling=None if lzw else (2, 2),
+            subfiletype=kind,
+            description=_VERSION + text,
+            metadata=None,
+            software=False,
+            maxworkers=1,
+        )
+
+
+def _check_write(tile: int, quality: int, objective_power: float) -> None:
+    _check_whole("tile", tile, 16, 4096)
+    if tile % 16:
+        raise OptionError(f"tile is {tile}", where="synthetic", mend="Give a multiple of 16.")
+    _check_whole("quality", quality, 1, 100)
+    _check_number("objective_power", objective_power, 0.1, 1000.0)
+
+
+def write_svs(
+    path: str | os.PathLike[str],
+    width: int,
+    height: int,
+    *,
+    mpp: float = 0.25,
+    seed: int = 0,
+    tile: int = 256,
+    quality: int = 85,
+    objective_power: float = 40,
+    background: tuple[int, int, int] = (243, 242, 244),
+    associated: bool = True,
+) -> Path:
+    """Write a synthetic slide as an Aperio SVS, as a scanner would.
+
+    The same arguments give the same bytes. Memory stays bounded whatever the size: a few tiles per processor, and
+    reduced levels wait in files beside the target (1/16 of the raw picture, removed afterwards). The target appears
+    when it is complete, and replaces what was there.
+
+    Parameters
+    ----------
+    path
+        The file to write; its folder must exist.
+    width, height
+        Size of level 0, in pixels.
+    mpp
+        Micrometres per pixel, stored with 4 decimals.
+    seed
+        Any whole number; another one gives another slide.
+    tile
+        Edge of the square tiles, in pixels: a multiple of 16, up to 4096.
+    quality
+        JPEG quality, 1 to 100.
+    objective_power
+        Magnification to store.
+    background
+        Colour of bare glass: red, green, blue, 0 to 255.
+    associated
+        Whether to write the thumbnail, label and macro pictures.
+
+    Returns
+    -------
+    The path of the slide.
+
+    Raises
+    ------
+    OptionError
+        If an argument is out of range.
+    OSError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_svs(Path(folder, "slide.svs"), 600, 400).name
+    'slide.svs'
+    """
+    field = TissueField(width, height, mpp=mpp, seed=seed, background=background)
+    _check_write(tile, quality, objective_power)
+    path = Path(path)
+    tail = (
+        f"|AppMag = {objective_power:g}|StripeWidth = 2040|ScanScope ID = SYNTHETIC|Filename = synthetic"
+        f"|Date = 01/02/26|Time = 03:04:05|MPP = {mpp:.4f}|Left = 0.000000|Top = 0.000000"
+    )
+    # A classic TIFF ends at 4 GiB; JPEG at its worst is about as large as the raw picture.
+    big = width * height > 2**30
+    with tempfile.TemporaryDirectory(prefix=".synthetic-", dir=path.parent, ignore_cleanup_errors=True) as folder:
+        part = Path(folder, "slide.svs")
+        with tifffile.TiffWriter(part, bigtiff=big) as tif:
+            _write_pages(_Writer(tif, field, tile, quality, tail), field, Path(folder), associated)
+        part.replace(path)
+    return path
+
+
+def _write_pages(writer: _Writer, field: TissueField, folder: Path, associated: bool) -> None:
+    """All pages in Aperio's order: level 0, thumbnail, other levels, label, macro."""
+    sizes = [(field.width, field.height)]
+    while max(sizes[-1]) > _SMALLEST and min(sizes[-1]) >= _STEP:
+        sizes.append((sizes[-1][0] // _STEP, sizes[-1][1] // _STEP))
+    # A slide too small for a second level is kept as it is, for the pictures of the whole.
+    step = _STEP if len(sizes) > 1 else 1
+    kept = [
+        np.memmap(folder / f"level{k}", np.uint8, "w+", shape=(size[1], size[0], 3))
+        for k, size in enumerate(sizes[1:] or sizes)
+    ]
+
+    def draw(x: int, y: int, width: int, height: int) -> Image:
+        image = field.render(x, y, width, height)
+        target = kept[0][y // step : (y + height) // step, x // step : (x + width) // step]
+        target[:] = (_shrink(image) if step > 1 else image)[: target.shape[0], : target.shape[1]]
+        return image
+
+    writer.tiled(*sizes[0], draw)
+    for finer, coarser in zip(kept, kept[1:], strict=False):
+        for top in range(0, coarser.shape[0], 64):
+            band = coarser[top : top + 64]
+            band[:] = _shrink(finer[top * _STEP : (top + 64) * _STEP])[: band.shape[0]]
+    if associated:
+        writer.thumbnail(_fit(kept[-1], 1024, 768))
+    for size, level in zip(sizes[1:], kept, strict=False):
+        writer.tiled(*size, _reader(level))
+    if associated:
+        writer.striped(_label(field.seed), "label 387x463", 1)
+        writer.striped(_macro(kept[-1], field.seed), "macro 1280x431", 9)
+
+
+def _reader(level: Image) -> Callable[[int, int, int, int], Image]:
+    def draw(x: int, y: int, width: int, height: int) -> Image:
+        image = level[y : y + height, x : x + width]
+        return np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), mode="edge")
+
+    return draw

@@ -1,0 +1,41 @@
+# Two commands do everything: `make demo` and `make test`. Each installs what it needs into .venv first.
+.DEFAULT_GOAL := help
+PYTHON ?= python
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SLIDE ?=
+DEMO ?= demo
+
+.PHONY: help install demo test check bench build clean
+
+help:  ## Show what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(READY)  ## Create .venv with the pinned versions
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt uv
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## Synthesise (or take SLIDE=...) a slide, convert it, tile it, show the result
+	$(BIN)/python examples/demo.py --out '$(DEMO)' $(if $(SLIDE),'$(SLIDE)')
+
+test: $(READY)  ## Run all tests, doctests, README blocks and examples
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)  ## Lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## Measure against a bare roofline and against peers
+	$(BIN)/python benchmarks/run.py
+
+build: $(READY)  ## Build the wheel and the source distribution into dist/
+	$(BIN)/python -m build --installer uv
+
+clean:  ## Remove what make made
+	rm -rf $(VENV) dist build $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
