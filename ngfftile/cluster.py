@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
@@ -76,19 +77,16 @@ class _Report(Callback):  # type: ignore[misc]  # dask.callbacks has no types
 
 
 def _reporting(key: Hashable, task: Any) -> Any:
-    return (_run_and_tell, key_text(key), *task) if isinstance(task, tuple) and callable(task[0]) else task
+    # As text, for dask would take the key itself for the task's value.
+    return (_run_and_tell, json.dumps(key), *task) if isinstance(task, tuple) and callable(task[0]) else task
 
 
-def key_text(key: Hashable) -> list[Any]:
-    """A key in the form that dask takes as plain data: a tuple would be read as another key."""
-    return list(key) if isinstance(key, tuple) else [key]
+def _as_key(text: str) -> Hashable:
+    key = json.loads(text)
+    return tuple(key) if isinstance(key, list) else str(key)
 
 
-def _as_key(text: Any) -> Hashable:
-    return tuple(text) if len(text) > 1 else text[0]
-
-
-def _run_and_tell(key: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+def _run_and_tell(key: str, function: Callable[..., Any], *arguments: Any) -> Any:
     import distributed
 
     value = function(*arguments)

@@ -173,15 +173,17 @@ class PyramidPlan:
         return whole.clip(Region(0, 0, size.x, size.y))
 
     def children(self, shard: Shard) -> list[Shard]:
-        """The shards of the next finer level whose means make up this one; at most four."""
+        """The shards of the next finer level that this one waits for: the four whose means make it up.
+
+        A last odd row or column of pixels may fill a shard of its own, which has no place in the mean; the last shard
+        waits for that one too, so that every shard has one parent.
+        """
         if shard.level == 0:
             return []
-        grid = self.grid(shard.level - 1)
-        return [
-            Shard(shard.level - 1, shard.plane, row, col)
-            for row in range(2 * shard.row, min(2 * shard.row + 2, grid.y))
-            for col in range(2 * shard.col, min(2 * shard.col + 2, grid.x))
-        ]
+        own, finer = self.grid(shard.level), self.grid(shard.level - 1)
+        rows = range(2 * shard.row, finer.y if shard.row + 1 == own.y else 2 * shard.row + 2)
+        cols = range(2 * shard.col, finer.x if shard.col + 1 == own.x else 2 * shard.col + 2)
+        return [Shard(shard.level - 1, shard.plane, row, col) for row in rows for col in cols]
 
     @cached_property
     def _spans(self) -> tuple[tuple[Span, ...], tuple[Span, ...]]:

@@ -187,9 +187,11 @@ class Store:
             raise StoreError(f"array {path!r} cannot be opened ({error})", str(self)) from error
 
     def create_array(self, path: str, **spec: Any) -> None:
-        """Write an array's metadata, by zarr-python; ``spec`` is `zarr.create_array`'s."""
+        """Write an array's metadata, by zarr-python, if they are not there; ``spec`` is `zarr.create_array`'s."""
+        if (self.root / path / ROOT).exists():
+            return  # a draft that goes on: its plan says that they are the same
         # Given the array's own folder as the store, zarr makes no group above it: the root must come last.
-        zarr.create_array(zarr.storage.LocalStore(self.root / path), overwrite=True, **spec)
+        zarr.create_array(zarr.storage.LocalStore(self.root / path), **spec)
 
     def create_group(self, path: str, attributes: dict[str, Any]) -> None:
         """Write a group's metadata."""

@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import tifffile
@@ -23,11 +23,14 @@ from numpy.typing import NDArray
 
 from ngfftile.errors import OptionError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
 __all__ = ["TissueField", "write_svs"]
 
-type Floats = NDArray[np.float32]
-type Ints = NDArray[np.int64]
-type Image = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+Image = NDArray[np.uint8]
 
 # Optical density per unit of stain in red, green, blue. Ruifrok and Johnston, Anal. Quant. Cytol. Histol. 23:291
 # (2001), with the digits of the ImageJ plug-in "Colour Deconvolution".
@@ -39,10 +42,12 @@ _E_MAX: Final = 1.1
 
 _PERIOD: Final = 512  # pixels after which grain repeats: too fine to be seen at an overview
 _NUCLEUS_CELL: Final = 8.5  # micrometres between candidate nuclei
-_GLAND_CELL: Final = 135.0  # micrometres between candidate glands
+_GLAND_CELL: Final = 95.0  # micrometres between candidate glands
+_GLAND_GAP: Final = 112.0  # least distance of two glands
 _SPECK_CELL: Final = 350.0  # micrometres between candidate specks of debris
 _ADIPOCYTE: Final = 62.0  # micrometres between fat cells
 _ANGLES: Final = 16
+_BLOCK: Final = 512  # pixels drawn at a time along each axis: small enough for the processor's cache
 _STEP: Final = 4  # Aperio pyramids shrink by 4
 _SMALLEST: Final = 2000  # pixels along the longer side below which Aperio adds no level
 _VERSION: Final = "Aperio Image Library v12.0.15 \r\n"
@@ -52,7 +57,7 @@ _GLYPHS: Final = {
     "E": 0o74647,
     "H": 0o55755,
     "I": 0o72227,
-    "N": 0o57775,
+    "N": 0o65555,
     "S": 0o74717,
     "T": 0o72222,
     "Y": 0o55222,
@@ -91,7 +96,7 @@ def _spread(wy: Floats, nodes: Floats, wx: Floats, scale: float) -> Floats:
     In pieces that OpenBLAS computes without its own threads (its GEMM_MULTITHREAD_THRESHOLD: 2^18 products): ours
     are busy already, and its threads spin, which on a loaded machine costs ten times the work.
     """
-    right = wx.T * np.float32(scale)
+    right = wx.T * scale
     planes = np.empty((nodes.shape[0], wy.shape[0], wx.shape[0]), np.float32)
     rows = max(1, 2**18 // (nodes.shape[2] * max(nodes.shape[1], wx.shape[0])))
     for top in range(0, wy.shape[0], rows):
@@ -99,20 +104,34 @@ def _spread(wy: Floats, nodes: Floats, wx: Floats, scale: float) -> Floats:
     return planes
 
 
-def _noise(seed: int, salt: int, channels: int, spacing: float, ys: NDArray[Any], xs: NDArray[Any]) -> Floats:
+def _noise(key: tuple[int, int], channels: int, spacing: float, ys: NDArray[Any], xs: NDArray[Any]) -> Floats:
     """Smooth value noise in [-1, 1], shape (channels, y, x): values up to 8 and 10-bit weights are exact in float32."""
     ny, wy = _spline(ys, spacing, 10)
     nx, wx = _spline(xs, spacing, 10)
-    salts = np.arange(salt * 16, salt * 16 + channels)
-    grid = np.stack([_uniform(seed, int(s), ny[:, None], nx[None, :]) for s in salts])
-    nodes = np.floor(grid * 17).astype(np.float32) - np.float32(8)
+    seed, salt = key
+    grid = np.stack([_uniform(seed, salt * 16 + k, ny[:, None], nx[None, :]) for k in range(channels)])
+    nodes = np.floor(grid * 17).astype(np.float32) - 8
     return _spread(wy, nodes, wx, 2.0**-23)
 
 
-def _ramp(values: Floats, low: float, high: float) -> Floats:
+def _ramp(values: NDArray[Any], low: float, high: float) -> Floats:
     """0 at ``low`` and below, 1 at ``high`` and above, straight between."""
-    scaled = values * np.float32(1 / (high - low)) - np.float32(low / (high - low))
-    return np.clip(scaled, np.float32(0), np.float32(1), out=scaled)
+    scaled = np.asarray(values * (1 / (high - low)) - low / (high - low), np.float32)
+    return np.clip(scaled, 0, 1, out=scaled)
+
+
+def _nucleus(side: NDArray[Any], turn: float, shape: Sequence[float], u: NDArray[np.float64], salt: int) -> Floats:
+    """One nucleus: ``shape`` is half length and half width (um), darkness, and how much paler the inside is."""
+    long, short, dark, pale = shape
+    a, b = long * (0.8 + 0.45 * u[0]), short * (0.85 + 0.4 * u[1])
+    along = (np.cos(turn) * side[:, None] - np.sin(turn) * side[None, :]) / a
+    across = (np.cos(turn) * side[None, :] + np.sin(turn) * side[:, None]) / b
+    theta = np.arctan2(along, across)
+    r = np.hypot(along, across) * (1 + 0.1 * np.cos(2 * theta + 6 * u[2]) + 0.07 * np.cos(3 * theta + u[3]))
+    blur = max(1.0, 1.2 * float(side[1] - side[0]))
+    chromatin = _noise((7, salt), 1, 0.9, side, side)[0]
+    body = 1 - pale * (1 - np.clip(r, 0, 1) ** 3) * 0.7 + 0.45 * chromatin
+    return np.asarray(np.clip((1 - r) * b / blur + 0.5, 0, 1) * dark * (0.85 + 0.3 * u[4]) * body, np.float32)
 
 
 @lru_cache(maxsize=4)
@@ -120,62 +139,58 @@ def _nuclei(scale: float) -> Floats:
     """Haematoxylin of 3 kinds x 16 nuclei (spindle by angle, lymphocyte, vesicular), square, ``scale`` um/pixel."""
     half = int(np.ceil(9.0 / scale))
     side = np.arange(-half, half + 1) * scale
-    bank = np.zeros((3 * _ANGLES, side.size, side.size), np.float32)
-    u = _uniform(1, 1, np.arange(3 * _ANGLES)[:, None], np.arange(6)[None, :])
-    for k, (long, short, dark, flat) in enumerate(((6.4, 1.7, 0.85, 0.3), (3.1, 2.9, 1.05, 0.2), (4.6, 3.3, 0.7, 0.75))):
-        for j in range(_ANGLES):
-            v = u[k * _ANGLES + j]
-            angle = np.pi * j / _ANGLES
-            along = np.cos(angle) * side[:, None] - np.sin(angle) * side[None, :]
-            across = np.cos(angle) * side[None, :] + np.sin(angle) * side[:, None]
-            a, b = long * (0.8 + 0.45 * v[0]), short * (0.85 + 0.4 * v[1])
-            theta = np.arctan2(along / a, across / b)
-            r = np.hypot(along / a, across / b) * (1 + 0.1 * np.cos(2 * theta + 6 * v[2]) + 0.07 * np.cos(3 * theta + v[3]))
-            edge = np.clip((1 - r) * b / max(1.0, 1.2 * scale) + 0.5, 0, 1)
-            chromatin = _noise(7, 60 + k * _ANGLES + j, 1, 0.9, side, side)[0]
-            body = 1 - flat * (1 - np.clip(r, 0, 1) ** 3) * 0.7 + 0.45 * chromatin
-            bank[k * _ANGLES + j] = edge * dark * (0.85 + 0.3 * v[4]) * body
-    return bank
+    kinds = ((6.4, 1.7, 0.85, 0.3), (3.1, 2.9, 1.05, 0.2), (4.6, 3.3, 0.7, 0.75))
+    u = _uniform(1, 1, np.arange(len(kinds) * _ANGLES)[:, None], np.arange(6)[None, :])
+    each = [(shape, np.pi * j / _ANGLES) for shape in kinds for j in range(_ANGLES)]
+    return np.stack([_nucleus(side, turn, shape, u[k], 60 + k) for k, (shape, turn) in enumerate(each)])
+
+
+def _outline(theta: NDArray[Any], u: NDArray[np.float64]) -> NDArray[Any]:
+    """Radius of a gland, in micrometres, by direction."""
+    ripple = np.stack([0.16 / k * np.cos(k * theta + 6.28 * u[k]) for k in (2, 3, 5)]).sum(axis=0)
+    return np.asarray((33 + 24 * u[0]) * (1 + ripple))
+
+
+def _ring(j: int, scale: float, side: int, u: NDArray[np.float64]) -> Floats:
+    """Haematoxylin of the nuclei at the base of the cells of gland ``j``, each turned to its centre."""
+    bank = _nuclei(scale)
+    size = bank.shape[1]
+    plane = np.zeros((side, side), np.float32)
+    count = int(2 * np.pi * (33 + 24 * u[0]) / 6.6)
+    v = _uniform(4, j, np.arange(count)[:, None], np.arange(3)[None, :])
+    turn = 2 * np.pi * (np.arange(count) + 0.6 * v[:, 0]) / count
+    radius = _outline(turn, u) - 6.5 - 4.5 * v[:, 1]
+    top, left = (np.rint(radius * f(turn) / scale).astype(int) + side // 2 - size // 2 for f in (np.sin, np.cos))
+    angle = np.rint((np.pi / 2 - turn) / np.pi * _ANGLES).astype(int) % _ANGLES
+    pick = np.where(v[:, 2] < 0.85, 2 * _ANGLES, _ANGLES) + angle
+    for k in np.flatnonzero(v[:, 1] < 0.9).tolist():
+        view = plane[top[k] : top[k] + size, left[k] : left[k] + size]
+        np.maximum(view, bank[pick[k]], out=view)
+    return plane
 
 
 @lru_cache(maxsize=2)
 def _glands(scale: float) -> Image:
-    """Six gland cross-sections, shape (6, 3, y, x): opacity / 255, eosin and haematoxylin in the lookup's units."""
+    """Eight gland cross-sections, shape (8, 3, y, x): opacity in 1/255, eosin and haematoxylin as looked up."""
     half = int(np.ceil(74.0 / scale))
     side = (np.arange(-half, half + 1) * scale).astype(np.float32)
     theta = np.arctan2(side[:, None], side[None, :])
     radius = np.hypot(side[:, None], side[None, :])
-    bank = np.zeros((6, 3, side.size, side.size), np.uint8)
-    stamps = _nuclei(scale)
-    for j in range(6):
+    bank = np.zeros((8, 3, side.size, side.size), np.uint8)
+    for j in range(8):
         u = _uniform(2, j, np.arange(12), np.zeros(12, np.int64))
-        ripple = sum(0.16 / k * np.cos(k * theta + 6.28 * u[k]) for k in (2, 3, 5))
-        outer = (44 + 14 * u[0]) * (1 + ripple)
-        rough = _noise(3, j, 3, 9.0, side, side)
-        depth = outer - radius + 2 * rough[0]
-        high = 19 + 5 * u[1]
+        rough = _noise((3, j), 3, 9.0, side, side)
+        depth = np.asarray(_outline(theta, u) - radius + 2 * rough[0], np.float32)
+        high = 17 + 8 * float(u[1])
         lumen = _ramp(depth, high - 1.5, high + 1.5)
-        rim = 1 - _ramp(abs(depth - 1.0), 0.5, 2.5)
-        eosin = (0.26 + 0.08 * rough[1] + 0.16 * _ramp(depth, high - 7, high)) * (1 - lumen) + 0.12 * rim
-        secretion = _ramp(rough[2], 0.05, 0.5) * (u[2] > 0.5) * _ramp(depth, high + 5, high + 14)
-        blue = (0.16 + 0.06 * rough[2]) * (1 - lumen)
-        nuclei = np.zeros_like(radius)
-        count = int(2 * np.pi * 42 / 6.0)
-        spread = _uniform(4, j, np.arange(count)[:, None], np.arange(3)[None, :])
-        for i, (du, dr, kind) in enumerate(spread):
-            if dr > 0.9:
-                continue
-            turn = 2 * np.pi * (i + 0.6 * du) / count
-            wave = sum(0.16 / k * np.cos(k * turn + 6.28 * u[k]) for k in (2, 3, 5))
-            r = (44 + 14 * u[0]) * (1 + wave) - 6.5 - 4.5 * dr
-            angle = int(np.rint((np.pi / 2 - turn) / np.pi * _ANGLES)) % _ANGLES
-            stamp = stamps[(2 * _ANGLES if kind < 0.85 else _ANGLES) + angle]
-            y, x = (int(np.rint(r * f(turn) / scale)) + half - stamp.shape[0] // 2 for f in (np.sin, np.cos))
-            view = nuclei[y : y + stamp.shape[0], x : x + stamp.shape[1]]
-            np.maximum(view, stamp, out=view)
+        base = 1 - _ramp(np.abs(depth - 1), 0.5, 2.5)
+        secretion = _ramp(rough[2], 0.05, 0.5) * _ramp(depth, high + 5, high + 14) * float(u[6] > 0.4)
+        nuclei = _ring(j, scale, side.size, u)
+        eosin = (0.24 + 0.08 * rough[1] + 0.16 * _ramp(depth, high - 7, high)) * (1 - lumen) + 0.12 * base
         eosin = eosin * (1 - 0.4 * np.clip(nuclei, 0, 1)) + 0.07 * secretion
-        planes = (_ramp(depth, -1.0, 1.0), eosin / _E_MAX, (blue + nuclei) / _H_MAX)
-        bank[j] = np.rint(255 * np.clip(np.stack(planes), 0, 1))
+        blue = (0.16 + 0.06 * rough[2]) * (1 - lumen) + nuclei
+        planes = np.stack((_ramp(depth, -1.0, 1.0), eosin / _E_MAX, blue / _H_MAX))
+        bank[j] = np.rint(255 * np.clip(planes, 0, 1))
     return bank
 
 
@@ -206,7 +221,7 @@ def _banks(seed: int) -> tuple[Image, Floats]:
 
 
 def _repeat[T: np.generic](bank: NDArray[T], ys: Ints, xs: Ints) -> NDArray[T]:
-    """The part of a periodic picture at consecutive places; several times faster than indexing with them."""
+    """Cut consecutive places out of a periodic picture, several times faster than by indexing with them."""
     y, x = int(ys[0]) % _PERIOD, int(xs[0]) % _PERIOD
     down, right = (y + ys.size - 1) // _PERIOD + 1, (x + xs.size - 1) // _PERIOD + 1
     part = (bank if down == 1 else np.concatenate([bank] * down, axis=0))[y : y + ys.size]
@@ -272,39 +287,53 @@ class TissueField:
             _check_whole("background", value, 0, 255)
         self.width, self.height, self.mpp, self.seed = int(width), int(height), float(mpp), int(seed)
         self._scale = min(max(self.mpp, 0.125), 4.0)
-        self._colours = _stains((int(background[0]), int(background[1]), int(background[2])))
-        self._glass = np.array([min(max(int(v) - 2, 0), 251) for v in background], np.uint8)
+        self.background = (int(background[0]), int(background[1]), int(background[2]))
+        self._colours = _stains(self.background)
+        self._glass = np.array([min(max(value - 2, 0), 251) for value in self.background], np.uint8)
+        self._sensor, self._grain = _banks(self.seed)
+        # How far, in micrometres, noise may move the outline of the tissue.
+        self._roughness = min(90.0, 0.12 * self.mpp * min(self.width, self.height))
         self._cell = float(max(16, 1 << max(0, (max(width, height) - 1).bit_length() - 10)))
         self._layout = self._lay_out()
+        # Made before any thread asks, so that they do not all make them at once.
+        self._nuclei = _nuclei(self._scale)
+        room = (self._layout[0] + self._roughness > 75) & (self._layout[1] > 0)
+        self._glands = _glands(self._scale) if room.any() else np.zeros((8, 3, 1, 1), np.uint8)
 
     def _lay_out(self) -> Floats:
         """Whole numbers up to 511 at the layout's nodes: signed depth into the tissue (um), gland, fat, crowding."""
-        short, long = sorted((self.width, self.height))
+        short = min(self.width, self.height)
         ys = (np.arange(self.height // self._cell + 4) - 1) * self._cell
         xs = (np.arange(self.width // self._cell + 4) - 1) * self._cell
-        coarse = _noise(self.seed, 1, 6, short * 0.27, ys, xs)
-        ripple = _noise(self.seed, 2, 4, short * 0.09, ys, xs)
+        coarse = _noise((self.seed, 1), 6, short * 0.27, ys, xs)
+        ripple = _noise((self.seed, 2), 4, short * 0.09, ys, xs)
         y = ys[:, None] + short * (0.20 * coarse[0] + 0.05 * ripple[0])
         x = xs[None, :] + short * (0.20 * coarse[1] + 0.05 * ripple[1])
-        pieces = min(max(round(2 * long / short), 2), 6)
-        u = _uniform(self.seed, 3, np.arange(pieces + 3)[:, None], np.arange(6)[None, :])
-        depth = np.full(y.shape, -1e6)
-        for k, v in enumerate(u):
-            big = k < pieces
-            at = ((k + 0.4 + 0.2 * v[0]) / pieces if big else 0.05 + 0.9 * v[0]) * long
-            across = (0.42 + 0.16 * v[1] if big else 0.08 + 0.84 * v[1]) * short
-            a, b = (long / pieces * (0.36 + 0.08 * v[2]), short * (0.27 + 0.12 * v[3])) if big else (
-                short * (0.02 + 0.03 * v[2]), short * (0.015 + 0.02 * v[3]))
-            dx, dy = (x - at, y - across) if self.width >= self.height else (y - at, x - across)
-            turn = 0.7 * (v[4] - 0.5)
-            along, aside = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
-            depth = np.maximum(depth, (1 - np.hypot(along / a, aside / b)) * min(a, b) * self.mpp)
         gland = 0.55 + 2.6 * coarse[2] + 1.2 * ripple[2]
-        fat = 3.2 * coarse[3] + 1.2 * ripple[1] - 0.75
+        fat = 3.2 * coarse[3] + 1.2 * ripple[1] - 0.95
         crowd = 0.25 + 0.9 * coarse[4] + 1.1 * ripple[3]
-        zones = np.stack([depth / 511, gland * (fat < 0.1), fat, crowd])
-        zones[1:] = np.clip(zones[1:], 0, 1)
-        return np.rint(np.clip(zones, -1, 1) * 511).astype(np.float32)
+        zones = np.clip(np.stack([gland * (fat < 0.1), fat, crowd]), 0, 1)
+        depth = np.clip(self._pieces(y, x) / 511, -1, 1)
+        return np.rint(np.concatenate([depth[None], zones]) * 511).astype(np.float32)
+
+    def _pieces(self, y: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
+        """Depth, in micrometres, into the nearest of a few large ellipses in a row and three fragments anywhere."""
+        short, long = sorted((self.width, self.height))
+        row, column = (x, y) if self.width >= self.height else (y, x)
+        pieces = min(max(round(2 * long / short), 2), 6)
+        depth = np.full(y.shape, -1e6)
+        for k, u in enumerate(_uniform(self.seed, 3, np.arange(pieces + 3)[:, None], np.arange(5)[None, :])):
+            if k < pieces:
+                at, across = (k + 0.4 + 0.2 * u[0]) / pieces * long, (0.42 + 0.16 * u[1]) * short
+                a, b = long / pieces * (0.36 + 0.08 * u[2]), short * (0.27 + 0.12 * u[3])
+            else:
+                at, across = (0.05 + 0.9 * u[0]) * long, (0.08 + 0.84 * u[1]) * short
+                a, b = short * (0.02 + 0.03 * u[2]), short * (0.015 + 0.02 * u[3])
+            turn = 0.7 * (u[4] - 0.5)
+            along = (row - at) * np.cos(turn) + (column - across) * np.sin(turn)
+            aside = (column - across) * np.cos(turn) - (row - at) * np.sin(turn)
+            depth = np.maximum(depth, (1 - np.hypot(along / a, aside / b)) * min(a, b) * self.mpp)
+        return depth
 
     def _window(self, ys: NDArray[Any], xs: NDArray[Any]) -> tuple[Floats, Floats, Floats]:
         """Layout nodes around the places, and the weights along y and x."""
@@ -315,56 +344,51 @@ class TissueField:
         return self._layout[:, rows[:, None], columns[None, :]], wy, wx
 
     def _zones(self, ys: NDArray[Any], xs: NDArray[Any]) -> dict[str, Floats]:
-        """What the tissue is like at the places: smooth planes, each of shape (y, x)."""
+        """Say what the tissue is like at the places: smooth planes, each of shape (y, x)."""
         nodes, wy, wx = self._window(ys, xs)
         depth, gland, fat, crowd = _spread(wy, nodes, wx, 2.0**-14)
-        broad = _noise(self.seed, 20, 3, 190 / self._scale, ys, xs)
-        mid = _noise(self.seed, 21, 4, 46 / self._scale, ys, xs)
+        broad = _noise((self.seed, 20), 3, 190 / self._scale, ys, xs)
+        mid = _noise((self.seed, 21), 4, 46 / self._scale, ys, xs)
         slope_y = (ys * (0.21 * self._scale)).astype(np.float32)[:, None]
         slope_x = (xs * (0.33 * self._scale)).astype(np.float32)[None, :]
-        flow = (slope_y + slope_x) + np.float32(260) * broad[0] + np.float32(26) * mid[0]
-        rough = self._roughness()
+        flow = (slope_y + slope_x) + 260 * broad[0] + 26 * mid[0]
         return {
-            "depth": depth + np.float32(0.7 * rough) * broad[1] + np.float32(0.3 * rough) * mid[1],
-            "gland": gland * np.float32(1 / 511),
-            "fat": fat * np.float32(1 / 511) + np.float32(0.25) * mid[3],
-            "crowd": crowd * np.float32(1 / 511) + np.float32(0.45) * mid[2],
+            "depth": depth + 0.7 * self._roughness * broad[1] + 0.3 * self._roughness * mid[1],
+            "gland": gland * 1 / 511,
+            "fat": fat * 1 / 511 + 0.25 * mid[3],
+            "crowd": crowd * 1 / 511 + 0.45 * mid[2],
             "flow": flow,
-            "tear": np.float32(0.75) * broad[2] + np.float32(0.5) * mid[3] - np.float32(0.3) * mid[2],
+            "tear": 0.75 * broad[2] + 0.5 * mid[3] - 0.3 * mid[2],
             "broad": broad[1],
         }
-
-    def _roughness(self) -> float:
-        """How far, in micrometres, noise may move the outline of the tissue."""
-        return min(90.0, 0.12 * self.mpp * min(self.width, self.height))
 
     def _stroma(self, ys: Ints, xs: Ints) -> tuple[Floats, Floats]:
         """Haematoxylin and eosin of everything but glass and debris."""
         z = self._zones(ys, xs)
         if float(z["depth"].max()) < -1.5:
             return np.zeros_like(z["depth"]), np.zeros_like(z["depth"])
-        grain = _repeat(_banks(self.seed)[1], ys, xs)
-        fine = _noise(self.seed, 22, 2, 11 / self._scale, ys, xs)
-        phase = z["flow"] + np.float32(5) * fine[0]
-        fibre = _fibres().take((phase * np.float32(4)).astype(np.int64) & 4095)
+        grain = _repeat(self._grain, ys, xs)
+        fine = _noise((self.seed, 22), 2, 11 / self._scale, ys, xs)
+        phase = z["flow"] + 5 * fine[0]
+        fibre = _fibres().take((phase * 4).astype(np.int64) & 4095)
         crowd = _ramp(z["crowd"], 0.1, 0.9)
-        weave = np.float32(0.2) + np.float32(0.62) * fibre * (np.float32(1) + np.float32(0.9) * fine[1])
-        weave -= np.float32(0.3) * crowd * (fibre - np.float32(0.5))
-        eosin = (np.float32(0.29) + np.float32(0.09) * z["broad"]) * weave * (np.float32(1.25) + np.float32(0.3) * grain)
-        eosin += np.float32(0.05)
-        blue = np.float32(0.03) + np.float32(0.12) * crowd * (np.float32(1) + np.float32(0.5) * grain)
-        cleft = _ramp(fibre + np.float32(0.45) * fine[1] + np.float32(0.1) * crowd, 0.02, 0.16)
+        weave = 0.2 + 0.62 * fibre * (1 + 0.9 * fine[1])
+        weave -= 0.3 * crowd * (fibre - 0.5)
+        eosin = (0.29 + 0.09 * z["broad"]) * weave * (1.25 + 0.3 * grain)
+        eosin += 0.05
+        blue = 0.03 + 0.12 * crowd * (1 + 0.5 * grain)
+        cleft = _ramp(fibre + 0.45 * fine[1] + 0.1 * crowd, 0.02, 0.16)
         eosin *= cleft
         blue *= cleft
         nuclei = self._stamp_nuclei(ys, xs)
-        eosin *= np.float32(1) - np.float32(0.5) * np.minimum(nuclei, np.float32(1))
+        eosin *= 1 - 0.5 * np.minimum(nuclei, 1)
         blue += nuclei
         self._stamp_glands(ys, xs, blue, eosin)
-        keep = _ramp(z["depth"], -1.5, 1.5) * (np.float32(1) - _ramp(z["tear"], 0.52, 0.56))
+        keep = _ramp(z["depth"], -1.5, 1.5) * (1 - _ramp(z["tear"], 0.52, 0.56))
         if float(z["fat"].max()) > 0.25:
             self._melt(ys, xs, z["fat"], blue, eosin)
         rim = _ramp(z["depth"], 30.0, 0.0)
-        eosin *= keep * (np.float32(1) + np.float32(0.3) * rim)
+        eosin *= keep * (1 + 0.3 * rim)
         blue *= keep
         return blue, eosin
 
@@ -377,18 +401,20 @@ class TissueField:
 
     def _stamp_nuclei(self, ys: Ints, xs: Ints) -> Floats:
         """Haematoxylin of the nuclei of stroma: spindles along the fibres, lymphocytes where it is crowded."""
-        bank = _nuclei(self._scale)
+        bank = self._nuclei
         side = bank.shape[1]
         pitch, rows, columns = self._cells(ys, xs, _NUCLEUS_CELL, 9.0 + _NUCLEUS_CELL)
-        z = self._zones((np.arange(rows[0] - 1, rows[-1] + 2) + 0.5) * pitch, (np.arange(columns[0] - 1, columns[-1] + 2) + 0.5) * pitch)
-        uphill_y, uphill_x = z["flow"][2:, 1:-1] - z["flow"][:-2, 1:-1], z["flow"][1:-1, 2:] - z["flow"][1:-1, :-2]
+        around = [(np.arange(at[0] - 1, at[-1] + 2) + 0.5) * pitch for at in (rows, columns)]
+        z = self._zones(around[0], around[1])
+        flow = z["flow"]
+        uphill_y, uphill_x = flow[2:, 1:-1] - flow[:-2, 1:-1], flow[1:-1, 2:] - flow[1:-1, :-2]
         turns = np.arange(_ANGLES) * (np.pi / _ANGLES)
-        angle = np.argmax(
-            np.abs(uphill_y[..., None] * np.sin(turns).astype(np.float32) + uphill_x[..., None] * np.cos(turns).astype(np.float32)), axis=-1
-        )
+        sines, cosines = np.sin(turns).astype(np.float32), np.cos(turns).astype(np.float32)
+        # The best of 16 rather than an arctangent, whose last digit may depend on the place in the array.
+        angle = np.argmax(np.abs(uphill_y[..., None] * sines + uphill_x[..., None] * cosines), axis=-1)
         depth, crowd, fat, tear = (z[name][1:-1, 1:-1] for name in ("depth", "crowd", "fat", "tear"))
         u = [_uniform(self.seed, 30 + k, rows[:, None], columns[None, :]) for k in range(5)]
-        there = (u[0] < 0.13 + 0.75 * _ramp(crowd, 0.1, 0.9)) & (depth > 4) & (tear < 0.48) & (fat < 0.4 + 0.3 * u[1])
+        there = (u[0] < 0.13 + 0.75 * _ramp(crowd, 0.1, 0.9)) & (depth > 4) & (tear < 0.48) & (fat < 0.28)
         kind = np.where(u[1] < _ramp(crowd, 0.25, 0.8), 1, np.where(u[2] < 0.75, 0, 2))
         pick = kind * _ANGLES + angle
         top = ((rows[:, None] + 0.15 + 0.7 * u[3]) * pitch).astype(np.int64) - int(ys[0]) + side // 2 + 1
@@ -401,41 +427,57 @@ class TissueField:
             np.maximum(view, bank[k], out=view)
         return plane[side : side + ys.size, side : side + xs.size]
 
-    def _stamp_glands(self, ys: Ints, xs: Ints, blue: Floats, eosin: Floats) -> None:
-        """Glands, drawn over what is there, in the order of their cells."""
-        pitch, rows, columns = self._cells(ys, xs, _GLAND_CELL, 90.0)
+    def _gland_places(self, ys: Ints, xs: Ints) -> list[tuple[int, int, int]]:
+        """Glands that may reach the places: which one, and its centre. Scattered, but none on another."""
+        pitch, rows, columns = self._cells(ys, xs, _GLAND_CELL, 75.0 + 3 * _GLAND_CELL)
         z = self._zones((rows + 0.5) * pitch, (columns + 0.5) * pitch)
-        u = [_uniform(self.seed, 40 + k, rows[:, None], columns[None, :]) for k in range(4)]
-        there = (u[0] * 0.9 + 0.08 < z["gland"]) & (z["depth"] > 75) & (z["fat"] < 0.05)
-        for i, j in np.argwhere(there).tolist():
-            bank = _glands(self._scale)
-            pick = int(u[1][i, j] * 48)
-            stamp = bank[pick // 8]
+        u = [_uniform(self.seed, 40 + k, rows[:, None], columns[None, :]) for k in range(5)]
+        there = (u[0] * 0.9 + 0.08 < z["gland"]) & (z["depth"] > 75) & (z["fat"] < 0.05) & (z["tear"] < 0.35)
+        if not there.any():
+            return []
+        cy, cx = (rows[:, None] + u[1]) * pitch, (columns[None, :] + u[2]) * pitch
+        # Matern's hard-core process: of two too near, the one of lower rank is dropped, so no order matters.
+        rank = np.where(there, u[3], -1.0)
+        free = there.copy()
+        for i, j in np.ndindex(5, 5):
+            if (i, j) != (2, 2):
+                shift = (2 - i, 2 - j)
+                dy, dx, other = (np.roll(a, shift, (0, 1)) for a in (cy, cx, rank))
+                free &= ((dy - cy) ** 2 + (dx - cx) ** 2 > (_GLAND_GAP / self._scale) ** 2) | (other < rank)
+        # Two cells at the border have wrapped neighbours, but lie out of reach.
+        picks = (u[4] * 64).astype(np.int64)
+        return [(int(picks[i, j]), int(cy[i, j]), int(cx[i, j])) for i, j in np.argwhere(free[2:-2, 2:-2]) + 2]
+
+    def _stamp_glands(self, ys: Ints, xs: Ints, blue: Floats, eosin: Floats) -> None:
+        """Draw glands over what is there, in the order of their cells."""
+        side = self._glands.shape[2]
+        for pick, cy, cx in self._gland_places(ys, xs):
+            stamp = self._glands[pick // 8]
             stamp = stamp.transpose(0, 2, 1) if pick & 1 else stamp
             stamp = stamp[:, :: -1 if pick & 2 else 1, :: -1 if pick & 4 else 1]
-            top = int((rows[i] + 0.4 + 0.2 * u[2][i, j]) * pitch) - stamp.shape[1] // 2 - int(ys[0])
-            left = int((columns[j] + 0.4 + 0.2 * u[3][i, j]) * pitch) - stamp.shape[1] // 2 - int(xs[0])
-            part = np.s_[max(top, 0) : max(top + stamp.shape[1], 0), max(left, 0) : max(left + stamp.shape[1], 0)]
+            top, left = cy - side // 2 - int(ys[0]), cx - side // 2 - int(xs[0])
+            part = np.s_[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)]
             target_h, target_e = blue[part], eosin[part]
             if target_h.size:
                 y, x = max(-top, 0), max(-left, 0)
-                cover, new_e, new_h = stamp[:, y : y + target_h.shape[0], x : x + target_h.shape[1]].astype(np.float32)
-                cover *= np.float32(1 / 255)
-                target_e += cover * (new_e * np.float32(_E_MAX / 255) - target_e)
-                target_h += cover * (new_h * np.float32(_H_MAX / 255) - target_h)
+                cut = stamp[:, y : y + target_h.shape[0], x : x + target_h.shape[1]].astype(np.float32)
+                cover = cut[0] * (1 / 255)
+                target_e += cover * (cut[1] * (_E_MAX / 255) - target_e)
+                target_h += cover * (cut[2] * (_H_MAX / 255) - target_h)
 
     def _melt(self, ys: Ints, xs: Ints, fat: Floats, blue: Floats, eosin: Floats) -> None:
         """Turn the fatty zone into empty cells with thin walls (Worley noise: distance to the two nearest centres)."""
         pitch, rows, columns = self._cells(ys, xs, _ADIPOCYTE, 1.6 * _ADIPOCYTE)
         u = [_uniform(self.seed, 50 + k, rows[:, None], columns[None, :]) for k in range(2)]
-        warp_y, warp_x = np.float32(8 / self._scale) * _noise(self.seed, 23, 2, 27 / self._scale, ys, xs)
+        warp_y, warp_x = np.float32(8 / self._scale) * _noise((self.seed, 23), 2, 27 / self._scale, ys, xs)
         nearest = np.full(fat.shape, 9 * pitch * pitch, np.float32)
         second = nearest.copy()
         for i, j in np.ndindex(rows.size, columns.size):
-            # Nothing further than 1.5 cells off can be among the two nearest, so each centre is spared the rest.
-            cy = (rows[i] + 0.2 + 0.6 * u[0][i, j]) * pitch
-            cx = (columns[j] + 0.2 + 0.6 * u[1][i, j]) * pitch
-            part = tuple(slice(*np.searchsorted(at, (c - 1.6 * pitch, c + 1.6 * pitch))) for at, c in ((ys, cy), (xs, cx)))
+            # Further than 1.6 cells off, a centre is all but never among the two nearest.
+            cy = (rows[i] + 0.05 + 0.9 * u[0][i, j]) * pitch
+            cx = (columns[j] + 0.05 + 0.9 * u[1][i, j]) * pitch
+            reach = [np.searchsorted(at, (c - 1.6 * pitch, c + 1.6 * pitch)) for at, c in ((ys, cy), (xs, cx))]
+            part = np.s_[reach[0][0] : reach[0][1], reach[1][0] : reach[1][1]]
             dy = (ys[part[0]] - cy).astype(np.float32)[:, None] + warp_y[part]
             dx = (xs[part[1]] - cx).astype(np.float32)[None, :] + warp_x[part]
             far = dy * dy + dx * dx
@@ -443,12 +485,12 @@ class TissueField:
             np.minimum(nearest[part], far, out=nearest[part])
         gap = (np.sqrt(second) - np.sqrt(nearest)) * np.float32(self._scale)
         hollow = _ramp(gap, 1.6, 3.4) * _ramp(fat, 0.25, 0.4)
-        eosin *= np.float32(1) - np.float32(0.97) * hollow
-        blue *= np.float32(1) - np.float32(0.97) * hollow
+        eosin *= 1 - 0.97 * hollow
+        blue *= 1 - 0.97 * hollow
 
     def _specks(self, ys: Ints, xs: Ints) -> list[tuple[int, int, int]]:
         """Debris on the glass that may reach the places: which nucleus it borrows the shape of, and top left corner."""
-        side = _nuclei(self._scale).shape[1]
+        side = self._nuclei.shape[1]
         pitch, rows, columns = self._cells(ys, xs, _SPECK_CELL, 9.0 + self._scale)
         u = [_uniform(self.seed, 70 + k, rows[:, None], columns[None, :]) for k in range(4)]
         top = ((rows[:, None] + u[1]) * pitch).astype(np.int64) - side // 2 - int(ys[0])
@@ -476,28 +518,38 @@ class TissueField:
         OptionError
             If the size is less than 1.
         """
-        _check_whole("width", width, 1, 2**31 - 1)
-        _check_whole("height", height, 1, 2**31 - 1)
-        ys, xs = np.arange(y, y + height), np.arange(x, x + width)
-        sensor = _repeat(_banks(self.seed)[0], ys, xs)
-        bare = float(self._window(ys, xs)[0][0].max()) < -self._roughness() - 2
+        for name, value, low in (("x", x, -(2**31)), ("y", y, -(2**31)), ("width", width, 1), ("height", height, 1)):
+            _check_whole(name, value, low, 2**31 - 1)
+        image = np.empty((height, width, 3), np.uint8)
+        for top in range(0, height, _BLOCK):
+            for left in range(0, width, _BLOCK):
+                part = image[top : top + _BLOCK, left : left + _BLOCK]
+                size = part.shape
+                self._draw(np.arange(y + top, y + top + size[0]), np.arange(x + left, x + left + size[1]), part)
+        return image
+
+    def _draw(self, ys: Ints, xs: Ints, image: Image) -> None:
+        """Draw the consecutive places ``ys`` and ``xs`` into ``image``."""
+        sensor = _repeat(self._sensor, ys, xs)
+        bare = float(self._window(ys, xs)[0][0].max()) < -self._roughness - 2
         specks = self._specks(ys, xs)
         if bare and not specks:
-            return np.asarray(sensor + self._glass, np.uint8)
-        blue, eosin = (np.zeros((height, width), np.float32) for _ in range(2)) if bare else self._stroma(ys, xs)
-        bank = _nuclei(self._scale)
+            np.add(sensor, self._glass, out=image)
+            return
+        shape = (ys.size, xs.size)
+        blue, eosin = (np.zeros(shape, np.float32), np.zeros(shape, np.float32)) if bare else self._stroma(ys, xs)
+        side = self._nuclei.shape[1]
         for pick, top, left in specks:
-            part = np.s_[max(top, 0) : top + bank.shape[1], max(left, 0) : left + bank.shape[1]]
-            view = blue[part]
+            part = np.s_[max(top, 0) : top + side, max(left, 0) : left + side]
             i, j = max(-top, 0), max(-left, 0)
-            stamp = bank[pick, i : i + view.shape[0], j : j + view.shape[1]]
-            view += np.float32(0.35) * stamp
-            eosin[part] += np.float32(0.3) * stamp
-        np.minimum(blue * np.float32(255 / _H_MAX), np.float32(255), out=blue)
-        np.minimum(eosin * np.float32(255 / _E_MAX), np.float32(255), out=eosin)
+            stamp = self._nuclei[pick, i : i + shape[0] - max(top, 0), j : j + shape[1] - max(left, 0)]
+            blue[part] += 0.35 * stamp
+            eosin[part] += 0.3 * stamp
+        np.minimum(blue * (255 / _H_MAX), 255, out=blue)
+        np.minimum(eosin * (255 / _E_MAX), 255, out=eosin)
         index = blue.astype(np.int64) * 256 + eosin.astype(np.int64)
-        colours = self._colours.take(index).view(np.uint8).reshape(height, width, 4)
-        return np.asarray(colours[..., :3] + sensor, np.uint8)
+        colours = self._colours.take(index).view(np.uint8).reshape(*shape, 4)
+        np.add(colours[..., :3], sensor, out=image)
 
 
 def _check_whole(name: str, value: object, low: int, high: int) -> None:
@@ -541,7 +593,7 @@ def _text(image: Image, x: int, y: int, dot: int, text: str) -> None:
 
 
 def _label(seed: int) -> Image:
-    """A paper label: a word, a bar code and a dot code that stand for nothing."""
+    """Draw a paper label: a word, a bar code and a dot code that stand for nothing."""
     image = np.full((463, 387, 3), 236, np.uint8)
     image[:6] = image[-6:] = image[:, :6] = image[:, -6:] = 120
     _text(image, 34, 50, 9, "SYNTHETIC")
@@ -554,15 +606,17 @@ def _label(seed: int) -> Image:
     return image
 
 
-def _macro(overview: Image, seed: int) -> Image:
-    """The whole glass from above: label at the left, tissue at the right."""
-    image = np.full((431, 1280, 3), (226, 228, 226), np.uint8)
+def _macro(overview: Image, field: TissueField) -> Image:
+    """Draw the whole glass from above: label at the left, tissue at the right."""
+    glass = (226, 228, 226)
+    image = np.full((431, 1280, 3), glass, np.uint8)
     image[:5] = image[-5:] = (150, 158, 156)
-    label = _fit(_label(seed), 330, 395)
+    label = _fit(_label(field.seed), 330, 395)
     image[18 : 18 + label.shape[0], 20 : 20 + label.shape[1]] = label
     tissue = _fit(overview, 840, 380)
     top, left = (431 - tissue.shape[0]) // 2, 395 + (860 - tissue.shape[1]) // 2
-    image[top : top + tissue.shape[0], left : left + tissue.shape[1]] = (tissue * np.float32(0.93)).astype(np.uint8)
+    dimmed = tissue * (np.array(glass) / np.maximum(field.background, 1))
+    image[top : top + tissue.shape[0], left : left + tissue.shape[1]] = np.clip(dimmed, 0, 255)
     return image
 
 
@@ -745,6 +799,28 @@ def write_svs(
     return path
 
 
+class _Kept:
+    """A reduced level in a file; mapped afresh for each use, so that what was written does not count as memory."""
+
+    def __init__(self, path: Path, width: int, height: int) -> None:
+        self._path, self.width, self.height = path, width, height
+        with path.open("wb") as file:
+            file.truncate(width * height * 3)
+
+    def pixels(self) -> Image:
+        return np.memmap(self._path, np.uint8, "r+", shape=(self.height, self.width, 3))
+
+    def tile(self, x: int, y: int, width: int, height: int) -> Image:
+        """Read a rectangle, filled up with its last row and column beyond the level's edges."""
+        image = self.pixels()[y : y + height, x : x + width]
+        return np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), mode="edge")
+
+    def shrink_into(self, coarser: _Kept) -> None:
+        for top in range(0, coarser.height, 64):
+            band = coarser.pixels()[top : top + 64]
+            band[:] = _shrink(self.pixels()[top * _STEP : (top + 64) * _STEP])[: band.shape[0]]
+
+
 def _write_pages(writer: _Writer, field: TissueField, folder: Path, associated: bool) -> None:
     """All pages in Aperio's order: level 0, thumbnail, other levels, label, macro."""
     sizes = [(field.width, field.height)]
@@ -752,34 +828,21 @@ def _write_pages(writer: _Writer, field: TissueField, folder: Path, associated: 
         sizes.append((sizes[-1][0] // _STEP, sizes[-1][1] // _STEP))
     # A slide too small for a second level is kept as it is, for the pictures of the whole.
     step = _STEP if len(sizes) > 1 else 1
-    kept = [
-        np.memmap(folder / f"level{k}", np.uint8, "w+", shape=(size[1], size[0], 3))
-        for k, size in enumerate(sizes[1:] or sizes)
-    ]
+    kept = [_Kept(folder / f"level{k}", *size) for k, size in enumerate(sizes[1:] or sizes)]
 
     def draw(x: int, y: int, width: int, height: int) -> Image:
         image = field.render(x, y, width, height)
-        target = kept[0][y // step : (y + height) // step, x // step : (x + width) // step]
+        target = kept[0].pixels()[y // step : (y + height) // step, x // step : (x + width) // step]
         target[:] = (_shrink(image) if step > 1 else image)[: target.shape[0], : target.shape[1]]
         return image
 
-    writer.tiled(*sizes[0], draw)
-    for finer, coarser in zip(kept, kept[1:], strict=False):
-        for top in range(0, coarser.shape[0], 64):
-            band = coarser[top : top + 64]
-            band[:] = _shrink(finer[top * _STEP : (top + 64) * _STEP])[: band.shape[0]]
+    writer.tiled(field.width, field.height, draw)
+    for finer, coarser in pairwise(kept):
+        finer.shrink_into(coarser)
     if associated:
-        writer.thumbnail(_fit(kept[-1], 1024, 768))
-    for size, level in zip(sizes[1:], kept, strict=False):
-        writer.tiled(*size, _reader(level))
+        writer.thumbnail(_fit(kept[-1].pixels(), 1024, 768))
+    for level in kept[: len(sizes) - 1]:
+        writer.tiled(level.width, level.height, level.tile)
     if associated:
         writer.striped(_label(field.seed), "label 387x463", 1)
-        writer.striped(_macro(kept[-1], field.seed), "macro 1280x431", 9)
-
-
-def _reader(level: Image) -> Callable[[int, int, int, int], Image]:
-    def draw(x: int, y: int, width: int, height: int) -> Image:
-        image = level[y : y + height, x : x + width]
-        return np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), mode="edge")
-
-    return draw
+        writer.striped(_macro(kept[-1].pixels(), field), "macro 1280x431", 9)

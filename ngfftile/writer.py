@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]
 LIKELY_RATIO = 0.4
 _BASE_BYTES = 220 << 20  # the interpreter with zarr, dask and the codecs loaded
 
-# A vendor's property whose name has one of these may hold a person, or lead to one.
+# A vendor's property whose name, or text, has one of these may hold a person, or lead to one.
 _PERSONAL = ("patient", "barcode", "accession", "physician", "operator", "birth", "user", "institution")
 
 
@@ -71,9 +71,11 @@ class ConversionPlan:
     @property
     def objects(self) -> int:
         """Files or objects: shards, and metadata."""
-        roles = len(self.source.associated) if self.associated else 0
-        metadata = 2 + len(self.pyramid.levels) + (1 + 3 * roles if roles else 0) + bool(self.source.icc)
-        return self.pyramid.objects + metadata
+        metadata = 2 + len(self.pyramid.levels) + bool(self.source.icc)
+        sizes = list(self.source.associated.values()) if self.associated else []
+        side = self.pyramid.shard
+        around = sum(2 + -(-size.x // side) * -(-size.y // side) for size in sizes) + bool(sizes)
+        return self.pyramid.objects + metadata + around
 
     @property
     def likely_bytes(self) -> int:
@@ -574,7 +576,7 @@ def _attributes(what: ConversionPlan, identity: dict[str, Any], store: Store) ->
     """Attributes of the root group: what the specification asks, and where the slide comes from."""
     info, pyramid = what.source, what.pyramid
     release = version("ngfftile")
-    kept = {k: v for k, v in info.properties.items() if not _personal(k)}
+    kept = {k: v for k, v in info.properties.items() if not _personal(k) and not _personal(v)}
     method = {"method": "mean", "version": release, "description": "2x mean of the level before, rounded half up"}
     channels = info.channels if info.rgb else _windows(store, pyramid, info.channels)
     ours = {
@@ -609,5 +611,5 @@ def _attributes(what: ConversionPlan, identity: dict[str, Any], store: Store) ->
     return {"ome": ome, "ngfftile": ours}
 
 
-def _personal(name: str) -> bool:
-    return any(word in name.lower() for word in _PERSONAL)
+def _personal(text: str) -> bool:
+    return any(word in text.lower() for word in _PERSONAL)

@@ -1,6 +1,6 @@
 """Readers of foreign slides, and the choice among them by content.
 
-A reader is a function from a path to a `Source`; it raises `SourceError` with its reason where the file is not its own.
+A reader is a function from a path to a `Source`; it raises `Refused` with its reason where the file is not its own.
 More come from installed packages: entry points of the group ``ngfftile.sources``, looked at after the built-in ones.
 """
 
@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from ngfftile.errors import MissingError, NgfftileError, OptionError, SourceError
+from ngfftile.errors import MissingError, OptionError, SourceError
 from ngfftile.registry import resolve
-from ngfftile.sources.protocol import Source, SourceInfo
+from ngfftile.sources.protocol import Refused, Source, SourceInfo
 from ngfftile.store import local_path
 
-__all__ = ["READERS", "Source", "SourceInfo", "fingerprint", "open_source", "readers"]
+__all__ = ["READERS", "Refused", "Source", "SourceInfo", "fingerprint", "open_source", "readers"]
 
 Reader = Callable[[Path], Source]
 READERS = {
@@ -46,7 +46,7 @@ def open_source(path: str | Path, reader: str | None = None) -> Source:
     MissingError
         Nothing there.
     SourceError
-        No reader takes it; the message has each reader's reason.
+        No reader takes it, and the message has each one's reason; or the file is damaged.
     """
     place = _main_file(local_path(path))
     known = readers()
@@ -57,7 +57,7 @@ def open_source(path: str | Path, reader: str | None = None) -> Source:
     for name in [reader] if reader else known:
         try:
             source: Source = resolve(known[name], {}, "reader")(place)
-        except NgfftileError as error:
+        except Refused as error:
             reasons.append((name, error))
         else:
             return source

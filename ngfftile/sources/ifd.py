@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ngfftile.errors import SourceError
+from ngfftile.sources.protocol import Refused
 
 MOST = 1000  # directories; real slides have fewer than 100, stacks of channels and planes a few hundred
 SUBIFDS, NDPI_MARK = 330, 65420
@@ -36,8 +37,10 @@ def check_directories(path: Path) -> None:
 
     Raises
     ------
+    Refused
+        Not a TIFF.
     SourceError
-        Not a TIFF; a loop; an offset outside the file; more than 1,000 directories.
+        A loop; an offset outside the file; more than 1,000 directories.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -56,7 +59,7 @@ def check_directories(path: Path) -> None:
         order = {b"II": "<", b"MM": ">"}.get(head[:2], "")
         magic = struct.unpack(order + "H", head[2:4])[0] if order and len(head) >= 8 else 0
         if magic not in _LAYOUT:
-            raise SourceError("not a TIFF", str(path))
+            raise Refused("not a TIFF", str(path))
         if magic == 43 and len(head) < 16:
             raise SourceError("the header is cut short", str(path), "Copy the file again.")
         first = struct.unpack(order + ("I" if magic == 42 else "Q"), head[4:8] if magic == 42 else head[8:16])[0]

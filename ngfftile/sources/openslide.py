@@ -14,7 +14,7 @@ from ngfftile.errors import SourceError
 from ngfftile.geometry import Mpp, Region, Size
 from ngfftile.ngff import RGB
 from ngfftile.sources import metadata
-from ngfftile.sources.protocol import Array, Source, SourceInfo
+from ngfftile.sources.protocol import Array, Refused, Source, SourceInfo
 
 _BAND = 512  # rows asked at once, so that OpenSlide's RGBA copy of a shard is an eighth of it
 _FORMATS = {
@@ -37,13 +37,13 @@ def open_openslide(path: Path) -> Source:
 
     Raises
     ------
-    SourceError
-        OpenSlide does not know the format, or the file is damaged.
+    Refused
+        OpenSlide does not know the format, or cannot open the file.
     """
     source = OpenSlideSource(path)
     if source.info.vendor == "generic-tiff":
         # OpenSlide takes the first page of any TIFF and leaves the rest out; the tiff reader knows why it did not.
-        raise SourceError("a TIFF of no vendor, which the openslide reader leaves to others", str(path))
+        raise Refused("a TIFF of no vendor, which the openslide reader leaves to others", str(path))
     return source
 
 
@@ -62,7 +62,7 @@ class OpenSlideSource:
         try:
             return openslide.OpenSlide(self._path)
         except openslide.OpenSlideError as error:
-            raise SourceError(str(error), str(self._path)) from error
+            raise Refused(str(error), str(self._path)) from error
 
     @cached_property
     def _background(self) -> NDArray[np.float32]:
@@ -107,7 +107,6 @@ def _describe(path: Path, slide: openslide.OpenSlide) -> SourceInfo:
     width = metadata.number(properties.get("openslide.level[0].tile-width")) or 1
     height = metadata.number(properties.get("openslide.level[0].tile-height")) or 1
     profile = slide.color_profile
-    roles = ("label", "macro", "thumbnail")
     return SourceInfo(
         reader="openslide",
         format=_FORMATS.get(vendor, vendor),
@@ -123,10 +122,20 @@ def _describe(path: Path, slide: openslide.OpenSlide) -> SourceInfo:
         files=_files(path, vendor),
         objective_power=metadata.number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
         acquired=metadata.tag_date(properties.get("tiff.DateTime")),
-        associated={r: Size(*slide.associated_images[r].size) for r in roles if r in slide.associated_images},
+        associated=_associated(properties),
         properties=properties,
         icc=profile.tobytes() if profile is not None else None,
     )
+
+
+def _associated(properties: dict[str, str]) -> dict[str, Size]:
+    """Sizes of the associated images, from properties: to ask OpenSlide for an image decodes it."""
+    found = {}
+    for role in ("label", "macro", "thumbnail"):
+        width, height = (properties.get(f"openslide.associated.{role}.{side}") for side in ("width", "height"))
+        if width and height:
+            found[role] = Size(int(width), int(height))
+    return found
 
 
 def _files(path: Path, vendor: str) -> tuple[Path, ...]:

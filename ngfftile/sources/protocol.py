@@ -12,10 +12,15 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from ngfftile.errors import SourceError
 from ngfftile.geometry import Mpp, Region, Size
 from ngfftile.ngff import Channel
 
 Array = NDArray[Any]
+
+
+class Refused(SourceError):
+    """The file is not this reader's: another may take it. Any other `SourceError` of a reader is final."""
 
 
 @dataclass(frozen=True, slots=True)

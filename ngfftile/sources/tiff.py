@@ -19,7 +19,7 @@ from ngfftile.errors import NgfftileError, SourceError
 from ngfftile.geometry import Mpp, Region, Size
 from ngfftile.ngff import PALETTE, RGB, Channel
 from ngfftile.sources import ifd, metadata
-from ngfftile.sources.protocol import Array, Source, SourceInfo
+from ngfftile.sources.protocol import Array, Refused, Source, SourceInfo
 from ngfftile.store import LocalFile
 
 _OTHERS = {  # tifffile's flag: the format, for the sentence that says who reads it
@@ -43,8 +43,10 @@ def open_tiff(path: Path) -> Source:
 
     Raises
     ------
+    Refused
+        Not a TIFF, or of a kind that this reader leaves to another.
     SourceError
-        Not a TIFF, damaged, or of a kind that this reader leaves to another; the message says which.
+        Damaged.
     """
     ifd.check_directories(path)
     try:
@@ -54,7 +56,7 @@ def open_tiff(path: Path) -> Source:
         raise
     # Damage shows itself in tifffile as almost any error; each means that the headers cannot be read.
     except Exception as error:
-        raise SourceError(f"its TIFF headers cannot be read ({error})", str(path), "The file is damaged.") from error
+        raise Refused(f"its TIFF headers cannot be read ({error})", str(path), "The file is damaged.") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,10 @@ class _Plane:
 
     offsets: tuple[int, ...]
     counts: tuple[int, ...]
+
+
+def _plane(page: tifffile.TiffPage | tifffile.TiffFrame) -> _Plane:
+    return _Plane(tuple(page.dataoffsets), tuple(page.databytecounts))
 
 
 class TiffSource:
@@ -75,7 +81,7 @@ class TiffSource:
         page = series.keyframe
         _check_kind(path, tiff, series, page)
         self._samples = page.samplesperpixel
-        self._planes = tuple(_Plane(p.dataoffsets, p.databytecounts) for p in series.pages if p is not None)
+        self._planes = tuple(_plane(p) for p in series.pages if p is not None)
         self._tables = page.jpegtables
         self._decoder = page.decode  # tifffile builds it from the open file, once for all pages of the series
         size = Size(page.imagewidth, page.imagelength)
@@ -83,6 +89,8 @@ class TiffSource:
         self._across = -(-size.x // tile.x)
         self._pages = {role: p for role, p in _associated_pages(tiff)}
         _check_extent(path, size, tile, self._planes, page, self._file.size)
+        for role, index in self._pages.items():
+            _check_inside(path, f"{role} image", _plane(tiff.pages[index].aspage()), self._file.size)
         self.info = _describe(path, tiff, size, tile, self._pages, self._empty_tiles())
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -146,7 +154,7 @@ def _check_kind(path: Path, tiff: tifffile.TiffFile, series: tifffile.TiffPageSe
     """Refuse what would come out wrong, each with its reason."""
     for flag, name in _OTHERS.items():
         if getattr(tiff, f"is_{flag}", False):
-            raise SourceError(f"{name}, which the tiff reader leaves to others", str(path))
+            raise Refused(f"{name}, which the tiff reader leaves to others", str(path))
     compression, photometric = int(page.compression), int(page.photometric)
     reasons = {
         f"axes are {series.axes}; a slide is one plane: YX, YXS or CYX": series.axes not in {"YX", "YXS", "CYX"},
@@ -160,7 +168,7 @@ def _check_kind(path: Path, tiff: tifffile.TiffFile, series: tifffile.TiffPageSe
     }
     for reason, holds in reasons.items():
         if holds:
-            raise SourceError(reason, str(path))
+            raise Refused(reason, str(path))
 
 
 def _check_extent(
@@ -176,13 +184,18 @@ def _check_extent(
                 str(path),
                 "The file is damaged.",
             )
-        ends = np.asarray(plane.offsets, np.uint64) + np.asarray(plane.counts, np.uint64)
-        if int(ends.max()) > file_size:
-            raise SourceError(
-                f"{np.count_nonzero(ends > file_size)} of {len(ends)} tiles lie past its end at byte {file_size}",
-                str(path),
-                "The file is truncated: copy it again.",
-            )
+        _check_inside(path, "level 0", plane, file_size)
+
+
+def _check_inside(path: Path, what: str, plane: _Plane, file_size: int) -> None:
+    ends = np.asarray(plane.offsets, np.uint64) + np.asarray(plane.counts, np.uint64)
+    if int(ends.max()) > file_size:
+        raise SourceError(
+            f"{what}: {np.count_nonzero(ends > file_size)} of {len(ends)} tiles or strips lie past the file's end at "
+            f"byte {file_size}",
+            str(path),
+            "The file is truncated: copy it again.",
+        )
 
 
 def _tag(page: tifffile.TiffPage, code: int) -> Any:
