@@ -374,9 +374,8 @@ class TissueField:
         crowd = _ramp(z["crowd"], 0.1, 0.9)
         weave = 0.2 + 0.62 * fibre * (1 + 0.9 * fine[1])
         weave -= 0.3 * crowd * (fibre - 0.5)
-        eosin = (0.29 + 0.09 * z["broad"]) * weave * (1.25 + 0.3 * grain)
-        eosin += 0.05
-        blue = 0.03 + 0.12 * crowd * (1 + 0.5 * grain)
+        eosin = np.asarray((0.29 + 0.09 * z["broad"]) * weave * (1.25 + 0.3 * grain) + 0.05, np.float32)
+        blue = np.asarray(0.03 + 0.12 * crowd * (1 + 0.5 * grain), np.float32)
         cleft = _ramp(fibre + 0.45 * fine[1] + 0.1 * crowd, 0.02, 0.16)
         eosin *= cleft
         blue *= cleft
@@ -413,7 +412,7 @@ class TissueField:
         # The best of 16 rather than an arctangent, whose last digit may depend on the place in the array.
         angle = np.argmax(np.abs(uphill_y[..., None] * sines + uphill_x[..., None] * cosines), axis=-1)
         depth, crowd, fat, tear = (z[name][1:-1, 1:-1] for name in ("depth", "crowd", "fat", "tear"))
-        u = [_uniform(self.seed, 30 + k, rows[:, None], columns[None, :]) for k in range(5)]
+        u = [_uniform(self.seed, 630 + k, rows[:, None], columns[None, :]) for k in range(5)]
         there = (u[0] < 0.13 + 0.75 * _ramp(crowd, 0.1, 0.9)) & (depth > 4) & (tear < 0.48) & (fat < 0.28)
         kind = np.where(u[1] < _ramp(crowd, 0.25, 0.8), 1, np.where(u[2] < 0.75, 0, 2))
         pick = kind * _ANGLES + angle
@@ -444,7 +443,7 @@ class TissueField:
                 shift = (2 - i, 2 - j)
                 dy, dx, other = (np.roll(a, shift, (0, 1)) for a in (cy, cx, rank))
                 free &= ((dy - cy) ** 2 + (dx - cx) ** 2 > (_GLAND_GAP / self._scale) ** 2) | (other < rank)
-        # Two cells at the border have wrapped neighbours, but lie out of reach.
+        # The two cells at each border have wrapped neighbours, but lie out of reach.
         picks = (u[4] * 64).astype(np.int64)
         return [(int(picks[i, j]), int(cy[i, j]), int(cx[i, j])) for i, j in np.argwhere(free[2:-2, 2:-2]) + 2]
 
@@ -568,7 +567,7 @@ def _shrink(image: Image) -> Image:
     image = image[: height * _STEP, : width * _STEP]
     rows = image[0::_STEP].astype(np.uint16) + image[1::_STEP] + image[2::_STEP] + image[3::_STEP]
     total = rows[:, 0::_STEP] + rows[:, 1::_STEP] + rows[:, 2::_STEP] + rows[:, 3::_STEP]
-    return ((total + np.uint16(8)) >> np.uint16(4)).astype(np.uint8)
+    return np.asarray((total + np.uint16(8)) >> np.uint16(4), np.uint8)
 
 
 def _fit(image: Image, width: int, height: int) -> Image:

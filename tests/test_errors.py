@@ -47,7 +47,7 @@ def test_each_kind_is_caught_as_the_builtin_it_is(name):
     assert isinstance(error, NgfftileError)
     assert error.exit_code == code
     assert kind.__doc__
-    with pytest.raises(builtin, match="where: what. mend"):
+    with pytest.raises(builtin, match=r"where: what\. mend"):
         raise error
 
 

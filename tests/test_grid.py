@@ -1,5 +1,6 @@
 """Grids of tiles, against literal loops and the known values of semantics.md."""
 
+from itertools import pairwise
 from time import perf_counter
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_keep_covers_every_pixel_with_as_few_tiles_as_can_be(size, extent, strid
     covered = {p for s in starts for p in range(s, s + extent)}
     assert starts[0] == 0
     assert all(s < size for s in starts)
-    assert all(b - a == stride for a, b in zip(starts, starts[1:], strict=False))
+    assert all(b - a == stride for a, b in pairwise(starts))
     if stride <= extent:
         assert covered >= set(range(size))
         without_last = {p for s in starts[:-1] for p in range(s, s + extent)}
@@ -70,7 +71,7 @@ def test_shift_stays_inside_reaches_the_border_and_repeats_nothing(size, extent,
     if size < extent:
         assert starts == [0]
         return
-    assert all(0 <= s and s + extent <= size for s in starts)
+    assert all(s >= 0 and s + extent <= size for s in starts)
     assert starts[-1] + extent == size
     assert starts[:-1] == [k * stride for k in range(len(starts) - 1)]
     if stride <= extent:
