@@ -35,7 +35,9 @@ app = typer.Typer(
 _out, _err = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
 _STORE = ".zarr"
 # What a folder is searched for. A file that is named is tried whatever its name.
-_SLIDES = frozenset(".svs .tif .tiff .btf .ndpi .scn .bif .mrxs .vms .vmu .qptiff .czi .svslide".split())
+_SLIDES = frozenset(
+    [".svs", ".tif", ".tiff", ".btf", ".ndpi", ".scn", ".bif", ".mrxs", ".vms", ".vmu", ".qptiff", ".czi", ".svslide"]
+)
 
 
 class Edge(StrEnum):
@@ -264,7 +266,8 @@ def _inputs(given: list[str], *, stores: bool) -> list[str]:
     """Files, folders and globs as a list of slides; names that lead nowhere are kept, for the error they deserve."""
     found: list[str] = []
     for name in given:
-        matches = sorted(glob.glob(name)) if any(c in name for c in "*?[") and not Path(name).exists() else [name]
+        pattern = any(c in name for c in "*?[") and not Path(name).exists()
+        matches = sorted(glob.glob(name)) if pattern else [name]  # noqa: PTH207 (Path.glob takes no absolute pattern)
         if not matches:
             raise MissingError("no file matches", name, "Check the pattern.")
         for match in matches:
@@ -281,7 +284,9 @@ def _folder(folder: Path, *, stores: bool) -> list[str]:
     else:
         dicom = any(p.suffix.lower() == ".dcm" for p in inside)
         # A folder beside an MRXS or VMS slide holds its data; folders are slides only where they hold DICOM.
-        found = [str(folder)] if dicom else [str(p) for p in inside if p.suffix.lower() in _SLIDES or any(p.glob("*.dcm"))]
+        found = (
+            [str(folder)] if dicom else [str(p) for p in inside if p.suffix.lower() in _SLIDES or any(p.glob("*.dcm"))]
+        )
     if not found:
         raise MissingError(f"no {'stores' if stores else 'slides'} in this folder", str(folder), "Check the path.")
     return found

@@ -37,7 +37,8 @@ def check(scheduler: str, workers: int | None) -> None:
     """
     if scheduler not in {"threads", "processes"} and "://" not in scheduler:
         raise OptionError(
-            f"scheduler is {scheduler!r}", mend="Use threads, processes, or a dask scheduler's address (tcp://host:port)."
+            f"scheduler is {scheduler!r}",
+            mend="Use threads, processes, or a dask scheduler's address (tcp://host:port).",
         )
     if workers is not None and workers < 1:
         raise OptionError(f"workers is {workers}", mend="Use 1 or more.")

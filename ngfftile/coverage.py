@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
-def covered_area(mask: NDArray[np.bool_], x0: ArrayLike, y0: ArrayLike, x1: ArrayLike, y1: ArrayLike) -> NDArray[np.float64]:
+def covered_area(
+    mask: NDArray[np.bool_], x0: ArrayLike, y0: ArrayLike, x1: ArrayLike, y1: ArrayLike
+) -> NDArray[np.float64]:
     """Area of the true pixels of a mask inside each rectangle.
 
     A mask is constant within a pixel, so its integral from the origin is bilinear between pixel corners: the

@@ -1,8 +1,8 @@
 """Tissue filters: a lazy image in, a lazy mask out, the same for every chunking.
 
-What depends on the whole slide (a threshold) comes from a reduction; what depends on neighbours runs through map_overlap
-with a depth of at least its reach; what depends on connectedness (objects, holes) sees the mask as a whole. A chain of
-plain map_blocks gets 13 % of the mask's pixels wrong.
+What depends on the whole slide (a threshold) comes from a reduction; what depends on neighbours runs through
+map_overlap with a depth of at least its reach; what depends on connectedness (objects, holes) sees the mask as a whole.
+A chain of plain map_blocks does none of these, and its seams show.
 
 A filter of your own is any function from the lazy image (c, y, x) to a bool mask (y, x); a decision on the pixels of
 each tile is a function from (height, width, channel) to bool, marked with `per_tile`.
@@ -11,7 +11,7 @@ each tile is a function from (height, width, channel) to bool, marked with `per_
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import dask.array as da
 import numpy as np
@@ -32,10 +32,8 @@ _DARK = 64  # a median grey below it: fluorescence, whose background is black
 # Saturation, of 255. Glass has 0 to 6; on an empty slide Otsu would split its noise. Pale eosin has 20 and more.
 _LEAST_SATURATION = 12
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 
-
-def per_tile(function: _F) -> _F:
+def per_tile[F: Callable[..., Any]](function: F) -> F:
     """Mark a function (height, width, channel) -> bool as a filter that decides on the pixels of each tile."""
     function.per_tile = True  # type: ignore[attr-defined]
     return function

@@ -23,7 +23,9 @@ class Size:
     def __post_init__(self) -> None:
         for axis, value in (("x", self.x), ("y", self.y)):
             if isinstance(value, bool) or int(value) != value or value < 1:
-                raise OptionError(f"{axis} is {value!r}", where="Size", mend="Give a whole number of pixels, 1 or more.")
+                raise OptionError(
+                    f"{axis} is {value!r}", where="Size", mend="Give a whole number of pixels, 1 or more."
+                )
 
     @classmethod
     def of(cls, value: int | Size) -> Size:

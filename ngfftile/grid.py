@@ -82,9 +82,7 @@ class Tiles:
         return len(self.x)
 
     def __getitem__(self, chosen: NDArray[np.bool_] | Ints) -> Tiles:
-        return Tiles(
-            self.x[chosen], self.y[chosen], self.row[chosen], self.col[chosen], self.extent, self.bounds
-        )
+        return Tiles(self.x[chosen], self.y[chosen], self.row[chosen], self.col[chosen], self.extent, self.bounds)
 
     def region(self, i: int) -> Region:
         """The rectangle of tile ``i``; it may hang over the slide's right or lower border."""

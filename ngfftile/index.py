@@ -1,7 +1,8 @@
 """The tile index: which tiles of which slides are worth a model's time, as two Parquet tables.
 
-``DIR/slides/*.parquet`` has a row per slide, ``DIR/tiles/*.parquet`` a row per kept tile; one file of each per slide, so
-that a slide is replaced as a whole. The same input and parameters give the same bytes: no times, hosts or absolute paths.
+``DIR/slides/*.parquet`` has a row per slide, ``DIR/tiles/*.parquet`` a row per kept tile; one file of each per slide,
+so that a slide is replaced as a whole. The same input and parameters give the same bytes: no times, hosts or absolute
+paths.
 """
 
 from __future__ import annotations
@@ -227,8 +228,12 @@ class Index:
     def concat(cls, indexes: Iterable[Index]) -> Index:
         """One index of the slides of many."""
         made = [
-            (index.slides.set_column(1, "path", pa.array([str(index.base / p) for p in index.slides["path"].to_pylist()])),
-             index.tiles)
+            (
+                index.slides.set_column(
+                    1, "path", pa.array([str(index.base / p) for p in index.slides["path"].to_pylist()])
+                ),
+                index.tiles,
+            )
             for index in indexes
         ]
         if not made:

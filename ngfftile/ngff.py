@@ -256,4 +256,5 @@ def ome_xml(
             ET.SubElement(pixels, "Channel", about)
     ET.SubElement(pixels, "MetadataOnly")
     ET.indent(root)
-    return ET.tostring(root, "UTF-8", xml_declaration=True)
+    document: bytes = ET.tostring(root, "UTF-8", xml_declaration=True)
+    return document

@@ -40,7 +40,7 @@ def kept_tiles(
     for x, y, w, h in boxes * scale:
         corners = (x, y, min(x + w, width) - 1, min(y + h, height) - 1)
         if corners[2] >= corners[0] and corners[3] >= corners[1]:
-            draw.rectangle(corners, (*_INK, 56), (*_INK, 255) if edge and w >= 4 and h >= 4 else None)
+            draw.rectangle(corners, (*_INK, 40), (*_INK, 255) if edge and w >= 4 and h >= 4 else None)
     page = Image.new("RGB", (max(width, 420), height + _STRIP), "white")
     page.paste(Image.alpha_composite(base, cover).convert("RGB"))
     text = ImageDraw.Draw(page)
@@ -58,7 +58,7 @@ def _scale_bar(draw: Any, right: int, top: int, mpp: float) -> None:
     length = fitting[-1]
     x0, y = right - 8 - round(length / mpp), top + _STRIP - 5
     draw.line((x0, y, right - 8, y), "black", 3)
-    name = f"{length / 1000:g} mm" if length >= 1000 else f"{length} um"  # the font that comes with Pillow has no micro sign
+    name = (
+        f"{length / 1000:g} mm" if length >= 1000 else f"{length} um"
+    )  # the font that comes with Pillow has no micro sign
     draw.text(((x0 + right - 8) / 2, y - 3), name, fill="black", font=ImageFont.load_default(12), anchor="mb")
-
-

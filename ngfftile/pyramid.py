@@ -21,6 +21,7 @@ import numpy as np
 from ngfftile.errors import OptionError
 from ngfftile.geometry import Region, Size
 
+_ANY_TILE = Size(1, 1)  # a source without tiles of its own: every cut is as good
 STOP = 256  # a level this small is the last: one chunk, and a thumbnail for every viewer
 
 
@@ -127,7 +128,7 @@ class PyramidPlan:
     fill: int
     chunk: int = 256
     shard: int = 4096
-    tile: Size = Size(1, 1)
+    tile: Size = _ANY_TILE
 
     def __post_init__(self) -> None:
         if self.chunk < 16 or self.chunk & (self.chunk - 1):

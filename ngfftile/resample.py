@@ -102,7 +102,7 @@ def area_mean(block: Array, axis: int, origin: int, first: int, count: int, rati
     local = np.clip(indices - origin, 0, block.shape[axis] - 1)
     shape = [1] * block.ndim
     shape[axis] = count
-    result = np.zeros(block.shape[:axis] + (count,) + block.shape[axis + 1 :], np.float32)
+    result = np.zeros((*block.shape[:axis], count, *block.shape[axis + 1 :]), np.float32)
     for k in range(indices.shape[1]):
         result += np.take(block, local[:, k], axis=axis) * shares[:, k].reshape(shape)
     return result

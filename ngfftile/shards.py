@@ -1,9 +1,9 @@
 """The thin path to the arrays that we write: sharded, zstd, chunk (c, y, x).
 
-Layout: Zarr v3 ``sharding_indexed``, https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/. A shard is
-its chunks one after the other, then an index of (offset, bytes) as little-endian uint64, 2^64 - 1 for a chunk that is
-all fill value, then crc32c of the index. Every shard is written, an empty one as its index alone: so a missing object is
-always damage, never silence. zarr-python reads any other layout, and slower.
+Layout: Zarr v3 ``sharding_indexed``, https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/. A shard
+is its chunks one after the other, then an index of (offset, bytes) as little-endian uint64, 2^64 - 1 for a chunk that
+is all fill value, then crc32c of the index. Every shard is written, an empty one as its index alone: so a missing
+object is always damage, never silence. Any other layout is read by zarr-python.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ class Layout:
     fill: int
 
 
-def write_shard(
-    store: Store, key: str, pixels: Array, layout: Layout, codec: Codec, mean: Array | None = None
-) -> None:
+def write_shard(store: Store, key: str, pixels: Array, layout: Layout, codec: Codec, mean: Array | None = None) -> None:
     """Compress, and write, one shard; on the way shrink it for the level above.
 
     Parameters
@@ -227,7 +225,7 @@ class LevelArray:
     @cached_property
     def _thin(self) -> bool:
         """Whether the array has the layout that this module reads by itself."""
-        codecs = getattr(self._array.metadata, "codecs", ())
+        codecs: tuple[Any, ...] = getattr(self._array.metadata, "codecs", ())
         if self.axes != ("c", "y", "x") or len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec):
             return False
         sharding = codecs[0]

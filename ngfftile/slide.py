@@ -275,7 +275,7 @@ class Slide:
     def icc(self) -> bytes | None:
         """The ICC profile of the source, byte for byte."""
         about = self.facts.get("icc")
-        return self.store.bytes(about["path"]) if about else None
+        return self.store.whole(about["path"]) if about else None
 
     @property
     def associated(self) -> Associated:
@@ -295,8 +295,9 @@ class Slide:
         return str(mark)[:32]
 
     def view(self, level: int | None = None, mpp: float | None = None, tolerance: float = TOLERANCE) -> View:
-        """The slide at a level, or at a resolution: the stored level within the tolerance, else the area mean of the
-        next finer one.
+        """The slide at a level, or at a resolution.
+
+        A resolution is the stored level within the tolerance, else the area mean of the next finer one.
 
         Parameters
         ----------

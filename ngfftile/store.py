@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import zarr
 import zarr.errors
@@ -63,7 +63,7 @@ class LocalFile:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> LocalFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,7 +84,7 @@ def local_path(url: str | os.PathLike[str]) -> Path:
     """
     text = os.fspath(url)
     if text.startswith("file://"):
-        text = text[len("file://") :]
+        text = text.removeprefix("file://")
     if "://" in text or not text:
         raise OptionError(f"{text!r} is not a local path", mend="Give a path or a file:// url.")
     return Path(os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111 (resolve() would follow links)
@@ -139,7 +139,7 @@ class Store:
             raise StoreError(f"{key} holds no JSON object", str(self), "The store is damaged.")
         return document
 
-    def bytes(self, key: str) -> bytes:
+    def whole(self, key: str) -> bytes:
         """A whole object."""
         with self.open(key) as file:
             return file.read(0, file.size)

@@ -152,7 +152,8 @@ def _fractions(mask: xr.DataArray, view: View, tiles: Tiles, size: Size) -> NDAr
     )
     fraction = area / (tiles.extent.x * step_x * tiles.extent.y * step_y)
     # Sums of areas that ought to be whole carry rounding errors of 1e-12; a threshold of 1 must still be met.
-    return np.clip(np.round(fraction, 10), 0, 1)
+    rounded: NDArray[np.float64] = np.clip(np.round(fraction, 10), 0, 1)
+    return rounded
 
 
 def _decide(
@@ -191,9 +192,7 @@ def _decide(
 
 def _decide_block(view: View, tiles: Tiles, function: Callable[..., Any]) -> Array:
     left, top = int(tiles.x.min()), int(tiles.y.min())
-    outer = Region(
-        left, top, int(tiles.x.max()) + tiles.extent.x - left, int(tiles.y.max()) + tiles.extent.y - top
-    )
+    outer = Region(left, top, int(tiles.x.max()) + tiles.extent.x - left, int(tiles.y.max()) + tiles.extent.y - top)
     pixels = view.tile(outer)
     return np.array(
         [float(bool(function(pixels[tiles.region(i).inside(outer)]))) for i in range(len(tiles))], np.float64

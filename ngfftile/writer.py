@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ngfftile import cluster, ngff, shards
 from ngfftile.codecs import Codec
-from ngfftile.errors import ExistsError, MissingError, OptionError, SourceError, StoreError
+from ngfftile.errors import ExistsError, MissingError, SourceError, StoreError
 from ngfftile.geometry import Mpp, Region, Size
 from ngfftile.ngff import Channel
 from ngfftile.pyramid import Cell, PyramidPlan, Shard
@@ -247,9 +247,7 @@ def _plan(
         tile=info.tile,
     )
     at, said = (Mpp.of(mpp), "given by the user") if mpp is not None else (info.mpp, info.mpp_source)
-    return ConversionPlan(
-        info, pyramid, Codec.named(codec), at, said, associated, workers or cluster.default_workers()
-    )
+    return ConversionPlan(info, pyramid, Codec.named(codec), at, said, associated, workers or cluster.default_workers())
 
 
 def convert(
@@ -391,7 +389,7 @@ _scratch = threading.local()
 
 
 def _buffer(count: int, dtype: str) -> Array:
-    """This thread's pixels to work in: fresh memory would cost more in page faults than the arithmetic."""
+    """Pixels of this thread to work in: fresh memory would cost more in page faults than the arithmetic."""
     held: Array | None = getattr(_scratch, "pixels", None)
     if held is None or held.nbytes < count * np.dtype(dtype).itemsize:
         held = _scratch.pixels = np.empty(count * np.dtype(dtype).itemsize, np.uint8)

@@ -32,6 +32,12 @@ def image(pixels, chunks, **attrs):
     return xr.DataArray(data, dims=("c", "y", "x"), attrs={"mpp_x": 8.0, "mpp_y": 8.0, "rgb": True} | attrs)
 
 
+def cuts(total):
+    """Up to seven chunks of any size that add up to ``total``."""
+    places = st.sets(st.integers(1, total - 1), max_size=6)
+    return places.map(lambda p: tuple(np.diff([0, *sorted(p), total]).tolist()))
+
+
 def whole_slide_otsu(pixels, mpp=8.0):
     """The same steps on the whole array at once, by the libraries' own functions."""
     high, low = pixels.max(0).astype(int), pixels.min(0).astype(int)
@@ -52,20 +58,9 @@ def whole_slide_otsu(pixels, mpp=8.0):
 @given(data=st.data())
 def test_the_mask_is_that_of_the_whole_slide_for_every_chunking(data):
     pixels, _ = glass(seed=data.draw(st.integers(0, 5)))
-    chunks = tuple(
-        tuple(data.draw(st.lists(st.integers(1, 90), min_size=1, max_size=6).map(lambda c, n=n: cut(c, n))))
-        for n in pixels.shape[1:]
-    )
+    chunks = tuple(data.draw(cuts(n)) for n in pixels.shape[1:])
     mask = nt.filters.otsu(image(pixels, ((3,), *chunks)))
     assert np.array_equal(mask.to_numpy(), whole_slide_otsu(pixels))
-
-
-def cut(steps, total):
-    """Chunk sizes that add up to ``total``."""
-    found = []
-    while sum(found) < total:
-        found.append(min(steps[len(found) % len(steps)], total - sum(found)))
-    return found
 
 
 def test_the_mask_finds_the_tissue():
@@ -114,14 +109,14 @@ def test_on_a_dark_ground_tissue_is_what_shines(dtype, rgb):
     assert (mask & tissue).sum() / (mask | tissue).sum() > 0.9
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (5, 17), (40, 2)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 200), (5, 17), (40, 2)])
 def test_tiny_images(shape):
     pixels, _ = glass()
     assert nt.filters.otsu(image(pixels[:, : shape[0], : shape[1]], (3, 4, 4))).shape == shape
 
 
 def test_morphology_is_in_micrometres():
-    pixels, tissue = glass()
+    pixels, _ = glass()
     fine = image(np.kron(pixels, np.ones((1, 2, 2), np.uint8)), (3, 100, 100), mpp_x=4.0, mpp_y=4.0)
     coarse = nt.filters.otsu(image(pixels, (3, 64, 64))).to_numpy()
     again = nt.filters.otsu(fine).to_numpy()[::2, ::2]

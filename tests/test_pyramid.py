@@ -17,7 +17,8 @@ lengths = st.integers(1, 300)
 tiles = st.integers(1, 150)
 
 
-def plan(x, y, shard=32, tile=(1, 1), channels=3, depth=3):
+def plan(x, y, shard=32, tile=(1, 1), depths=(3, 3)):
+    channels, depth = depths
     return PyramidPlan(Size(x, y), channels, "uint8", depth, 0, 16, shard, Size(*tile))
 
 
@@ -71,8 +72,8 @@ def test_spans_are_as_large_as_can_be_and_a_seam_is_no_wider_than_it_must(size, 
             assert alone == (span.first == span.last), "a tile of one shard waits in a seam, or the other way round"
 
 
-@settings(max_examples=80, deadline=None)
-@given(lengths, lengths, sides, tiles, tiles)
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 130), st.integers(1, 130), sides, st.integers(3, 70), st.integers(3, 70))
 @example(300, 200, 64, 48, 150)
 def test_each_source_tile_lies_in_one_cell_so_it_is_decoded_once(x, y, shard, tile_x, tile_y):
     cut = plan(x, y, shard, (tile_x, tile_y))
@@ -113,11 +114,11 @@ def test_no_cell_is_shared_where_tiles_divide_the_shards():
     assert not any(cell.shared for at in cut.shards(0) for cell in cut.cells(at))
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.integers(1, 1500), st.integers(1, 1500), sides, st.sampled_from([(3, 3), (1, 1), (4, 1), (6, 3)]))
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 700), st.integers(1, 700), sides, st.sampled_from([(3, 3), (1, 1), (4, 1), (6, 3)]))
 def test_shards_part_each_level_and_are_counted(x, y, shard, depths):
     channels, depth = depths
-    cut = plan(x, y, shard, (1, 1), channels, depth)
+    cut = plan(x, y, shard, (1, 1), depths)
     keys = set()
     for level, size in enumerate(cut.levels):
         every = list(cut.shards(level))
@@ -136,13 +137,13 @@ def test_shards_part_each_level_and_are_counted(x, y, shard, depths):
     assert Shard(2, 1, 3, 4).key == "2/c/1/3/4"
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.integers(1, 2500), st.integers(1, 2500), sides, st.sampled_from([1, 2]))
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 900), st.integers(1, 900), sides, st.sampled_from([1, 2]))
 def test_the_children_of_a_shard_hold_the_pixels_that_it_is_the_mean_of(x, y, shard, planes):
-    cut = plan(x, y, shard, (1, 1), planes, 1)
+    cut = plan(x, y, shard, (1, 1), (planes, 1))
     assert not any(cut.children(at) for at in cut.shards(0))
     for level in range(1, len(cut.levels)):
-        fine = cut.levels[level - 1]
+        fine, finer = cut.levels[level - 1], set(cut.shards(level - 1))
         for at in cut.shards(level):
             region = cut.region(at)
             right, bottom = min(fine.x, 2 * region.right), min(fine.y, 2 * region.bottom)
@@ -151,10 +152,10 @@ def test_the_children_of_a_shard_hold_the_pixels_that_it_is_the_mean_of(x, y, sh
             children = cut.children(at)
             assert set(children) >= needed
             assert len(set(children)) == len(children)
-            assert set(children) <= set(cut.shards(level - 1))
+            assert set(children) <= finer
 
 
-@pytest.mark.parametrize("shard", [16, 64])
+@pytest.mark.parametrize("shard", [32, 64])
 @pytest.mark.parametrize("x", [257, 300, 511, 512, 513, 514, 1023, 1025, 2047, 2049])
 @pytest.mark.parametrize("y", [1, 200, 321, 641])
 def test_every_shard_but_the_last_levels_has_one_parent(x, y, shard):
@@ -165,10 +166,9 @@ def test_every_shard_but_the_last_levels_has_one_parent(x, y, shard):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 1500), st.integers(1, 1500), sides, tiles, tiles, st.sampled_from([("uint8", 1), ("uint16", 2)]))
-def test_bytes_are_those_of_arrays_of_these_sizes(x, y, shard, tile_x, tile_y, pixel):
-    dtype, wide = pixel
-    cut = PyramidPlan(Size(x, y), 3, dtype, 3, 255, 16, shard, Size(tile_x, tile_y))
+@given(lengths, lengths, sides, st.tuples(tiles, tiles), st.sampled_from([1, 2]))
+def test_bytes_are_those_of_arrays_of_these_sizes(x, y, shard, tile, wide):
+    cut = PyramidPlan(Size(x, y), 3, f"uint{8 * wide}", 3, 255, 16, shard, Size(*tile))
     assert cut.raw_bytes == sum(3 * size.x * size.y * wide for size in cut.levels)
     largest = max((cut.region(at) for at in cut.shards(0)), key=lambda r: r.width * r.height)
     assert cut.shard_bytes == largest.width * largest.height * 3 * wide

@@ -87,7 +87,7 @@ def made_slide(store):
 
 
 def test_what_cannot_be_had_is_an_error_that_names_what_can(slide):
-    with pytest.raises(ResolutionError, match="finer than its finest, 0.5"):
+    with pytest.raises(ResolutionError, match=r"finer than its finest, 0\.5"):
         slide.image(mpp=0.2)
     with pytest.raises(ResolutionError, match="levels 0 to 4"):
         slide.image(level=9)

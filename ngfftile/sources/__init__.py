@@ -1,7 +1,7 @@
 """Readers of foreign slides, and the choice among them by content.
 
-A reader is a function from a path to a `Source`; it raises `Refused` with its reason where the file is not its own.
-More come from installed packages: entry points of the group ``ngfftile.sources``, looked at after the built-in ones.
+A reader is a function from a path to a `Source`; it raises `RefusedError` with its reason where the file is not its
+own. More come from installed packages: entry points of the group ``ngfftile.sources``, looked at after the built-in ones.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 
 from ngfftile.errors import MissingError, OptionError, SourceError
 from ngfftile.registry import resolve
-from ngfftile.sources.protocol import Refused, Source, SourceInfo
+from ngfftile.sources.protocol import RefusedError, Source, SourceInfo
 from ngfftile.store import local_path
 
-__all__ = ["READERS", "Refused", "Source", "SourceInfo", "fingerprint", "open_source", "readers"]
+__all__ = ["READERS", "RefusedError", "Source", "SourceInfo", "fingerprint", "open_source", "readers"]
 
 Reader = Callable[[Path], Source]
 READERS = {
@@ -57,7 +57,7 @@ def open_source(path: str | Path, reader: str | None = None) -> Source:
     for name in [reader] if reader else known:
         try:
             source: Source = resolve(known[name], {}, "reader")(place)
-        except Refused as error:
+        except RefusedError as error:
             reasons.append((name, error))
         else:
             return source

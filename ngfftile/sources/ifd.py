@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ngfftile.errors import SourceError
-from ngfftile.sources.protocol import Refused
+from ngfftile.sources.protocol import RefusedError
 
 MOST = 1000  # directories; real slides have fewer than 100, stacks of channels and planes a few hundred
 SUBIFDS, NDPI_MARK = 330, 65420
@@ -37,7 +37,7 @@ def check_directories(path: Path) -> None:
 
     Raises
     ------
-    Refused
+    RefusedError
         Not a TIFF.
     SourceError
         A loop; an offset outside the file; more than 1,000 directories.
@@ -59,7 +59,7 @@ def check_directories(path: Path) -> None:
         order = {b"II": "<", b"MM": ">"}.get(head[:2], "")
         magic = struct.unpack(order + "H", head[2:4])[0] if order and len(head) >= 8 else 0
         if magic not in _LAYOUT:
-            raise Refused("not a TIFF", str(path))
+            raise RefusedError("not a TIFF", str(path))
         if magic == 43 and len(head) < 16:
             raise SourceError("the header is cut short", str(path), "Copy the file again.")
         first = struct.unpack(order + ("I" if magic == 42 else "Q"), head[4:8] if magic == 42 else head[8:16])[0]
@@ -90,9 +90,7 @@ def _walk(path: Path, read: Callable[[int, int], bytes], order: str, magic: int,
             offset = following
 
 
-def _directory(
-    read: Callable[[int, int], bytes], order: str, magic: int, offset: int
-) -> tuple[list[_Entry], int]:
+def _directory(read: Callable[[int, int], bytes], order: str, magic: int, offset: int) -> tuple[list[_Entry], int]:
     count_format, entry_format, next_format, _ = _LAYOUT[magic]
     count_size, entry_size, next_size = (struct.calcsize(order + f) for f in (count_format, entry_format, next_format))
     count = struct.unpack(order + count_format, read(offset, count_size))[0]

@@ -59,13 +59,12 @@ def number(text: str | None) -> float | None:
 
 
 def aperio(description: str) -> Facts:
-    """Aperio's ImageDescription: a header, then ``|name = value`` pairs (Aperio, "Digital Slides and Third-Party
-    Data Interchange", MAN-0069)."""
-    pairs = dict(
-        (part.split("=", 1)[0].strip(), part.split("=", 1)[1].strip())
-        for part in description.split("|")[1:]
-        if "=" in part
-    )
+    """Aperio's ImageDescription: a header, then ``|name = value`` pairs.
+
+    Source: Aperio, "Digital Slides and Third-Party Data Interchange", MAN-0069.
+    """
+    parts = (part.partition("=") for part in description.split("|")[1:] if "=" in part)
+    pairs = {name.strip(): value.strip() for name, _, value in parts}
     mpp = number(pairs.get("MPP"))
     found, source = plausible(Mpp.of(mpp) if mpp else None, "aperio.MPP")
     stamp = f"{pairs.get('Date', '')} {pairs.get('Time', '')}"
@@ -147,9 +146,9 @@ def as_rgb(pixels: Array) -> Array:
     return np.ascontiguousarray(pixels[..., :3])
 
 
-def rounded(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+def rounded(values: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     """Nearest uint8."""
-    return np.floor(values + np.float32(0.5)).astype(np.uint8)
+    return np.floor(values + 0.5).astype(np.uint8)
 
 
 def _date(text: str, *formats: str) -> str | None:

@@ -14,7 +14,7 @@ from ngfftile.errors import SourceError
 from ngfftile.geometry import Mpp, Region, Size
 from ngfftile.ngff import RGB
 from ngfftile.sources import metadata
-from ngfftile.sources.protocol import Array, Refused, Source, SourceInfo
+from ngfftile.sources.protocol import Array, RefusedError, Source, SourceInfo
 
 _BAND = 512  # rows asked at once, so that OpenSlide's RGBA copy of a shard is an eighth of it
 _FORMATS = {
@@ -37,13 +37,13 @@ def open_openslide(path: Path) -> Source:
 
     Raises
     ------
-    Refused
+    RefusedError
         OpenSlide does not know the format, or cannot open the file.
     """
     source = OpenSlideSource(path)
     if source.info.vendor == "generic-tiff":
         # OpenSlide takes the first page of any TIFF and leaves the rest out; the tiff reader knows why it did not.
-        raise Refused("a TIFF of no vendor, which the openslide reader leaves to others", str(path))
+        raise RefusedError("a TIFF of no vendor, which the openslide reader leaves to others", str(path))
     return source
 
 
@@ -62,7 +62,7 @@ class OpenSlideSource:
         try:
             return openslide.OpenSlide(self._path)
         except openslide.OpenSlideError as error:
-            raise Refused(str(error), str(self._path)) from error
+            raise RefusedError(str(error), str(self._path)) from error
 
     @cached_property
     def _background(self) -> NDArray[np.float32]:
@@ -96,7 +96,9 @@ class OpenSlideSource:
         try:
             return self._opaque(np.asarray(self._slide.associated_images[role]))
         except openslide.OpenSlideError as error:
-            raise SourceError(f"its {role} image cannot be read (OpenSlide: {error})", str(self._path), metadata.WITHOUT) from error
+            raise SourceError(
+                f"its {role} image cannot be read (OpenSlide: {error})", str(self._path), metadata.WITHOUT
+            ) from error
 
 
 def _describe(path: Path, slide: openslide.OpenSlide) -> SourceInfo:

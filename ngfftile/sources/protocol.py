@@ -19,7 +19,7 @@ from ngfftile.ngff import Channel
 Array = NDArray[Any]
 
 
-class Refused(SourceError):
+class RefusedError(SourceError):
     """The file is not this reader's: another may take it. Any other `SourceError` of a reader is final."""
 
 

@@ -16,10 +16,10 @@ import numpy as np
 import tifffile
 
 from ngfftile.errors import NgfftileError, SourceError
-from ngfftile.geometry import Mpp, Region, Size
+from ngfftile.geometry import Region, Size
 from ngfftile.ngff import PALETTE, RGB, Channel
 from ngfftile.sources import ifd, metadata
-from ngfftile.sources.protocol import Array, Refused, Source, SourceInfo
+from ngfftile.sources.protocol import Array, RefusedError, Source, SourceInfo
 from ngfftile.store import LocalFile
 
 _OTHERS = {  # tifffile's flag: the format, for the sentence that says who reads it
@@ -43,7 +43,7 @@ def open_tiff(path: Path) -> Source:
 
     Raises
     ------
-    Refused
+    RefusedError
         Not a TIFF, or of a kind that this reader leaves to another.
     SourceError
         Damaged.
@@ -56,7 +56,7 @@ def open_tiff(path: Path) -> Source:
         raise
     # Damage shows itself in tifffile as almost any error; each means that the headers cannot be read.
     except Exception as error:
-        raise Refused(f"its TIFF headers cannot be read ({error})", str(path), "The file is damaged.") from error
+        raise RefusedError(f"its TIFF headers cannot be read ({error})", str(path), "The file is damaged.") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class TiffSource:
         size = Size(page.imagewidth, page.imagelength)
         tile = Size(page.tilewidth, page.tilelength) if page.is_tiled else Size(size.x, min(page.rowsperstrip, size.y))
         self._across = -(-size.x // tile.x)
-        self._pages = {role: p for role, p in _associated_pages(tiff)}
+        self._pages = dict(_associated_pages(tiff))
         _check_extent(path, size, tile, self._planes, page, self._file.size)
         for role, index in self._pages.items():
             _check_inside(path, f"{role} image", _plane(tiff.pages[index].aspage()), self._file.size)
@@ -115,10 +115,8 @@ class TiffSource:
                 wanted = place.clip(region)
                 target = out[wanted.inside(region)]
                 pixels = self._decode(plane, row, col)
-                if pixels is None:
-                    target[...] = 255 if self.info.rgb else 0
-                else:
-                    target[...] = pixels[(*wanted.inside(place), samples)]
+                background = 255 if self.info.rgb else 0
+                target[...] = background if pixels is None else pixels[(*wanted.inside(place), samples)]
 
     def _decode(self, plane: _Plane, row: int, col: int) -> Array | None:
         """One tile, (y, x, sample); None where the file stores none."""
@@ -146,7 +144,9 @@ class TiffSource:
             with tifffile.TiffFile(self._path) as tiff:
                 pixels: Array = tiff.pages[index].asarray()
         except Exception as error:
-            raise SourceError(f"its {role} image does not decode ({error})", str(self._path), metadata.WITHOUT) from error
+            raise SourceError(
+                f"its {role} image does not decode ({error})", str(self._path), metadata.WITHOUT
+            ) from error
         return metadata.as_rgb(pixels)
 
 
@@ -154,7 +154,7 @@ def _check_kind(path: Path, tiff: tifffile.TiffFile, series: tifffile.TiffPageSe
     """Refuse what would come out wrong, each with its reason."""
     for flag, name in _OTHERS.items():
         if getattr(tiff, f"is_{flag}", False):
-            raise Refused(f"{name}, which the tiff reader leaves to others", str(path))
+            raise RefusedError(f"{name}, which the tiff reader leaves to others", str(path))
     compression, photometric = int(page.compression), int(page.photometric)
     reasons = {
         f"axes are {series.axes}; a slide is one plane: YX, YXS or CYX": series.axes not in {"YX", "YXS", "CYX"},
@@ -168,7 +168,7 @@ def _check_kind(path: Path, tiff: tifffile.TiffFile, series: tifffile.TiffPageSe
     }
     for reason, holds in reasons.items():
         if holds:
-            raise Refused(reason, str(path))
+            raise RefusedError(reason, str(path))
 
 
 def _check_extent(
@@ -260,10 +260,22 @@ def _describe(
 
 def _plain_tags(page: tifffile.TiffPage) -> dict[str, str]:
     """Tags that describe the image in words or numbers, under OpenSlide's names."""
-    names = (
-        "Artist Copyright DateTime DocumentName HostComputer ImageDescription Make Model ResolutionUnit Software "
-        "XPosition XResolution YPosition YResolution"
-    ).split()
+    names = [
+        "Artist",
+        "Copyright",
+        "DateTime",
+        "DocumentName",
+        "HostComputer",
+        "ImageDescription",
+        "Make",
+        "Model",
+        "ResolutionUnit",
+        "Software",
+        "XPosition",
+        "XResolution",
+        "YPosition",
+        "YResolution",
+    ]
     return {f"tiff.{name}": _text(page.tags[name].value) for name in names if name in page.tags}
 
 
@@ -271,5 +283,3 @@ def _text(value: Any) -> str:
     if isinstance(value, tuple) and len(value) == 2:
         return f"{value[0] / value[1]:.10g}" if value[1] else "0"
     return str(getattr(value, "name", value)).strip("\x00 \r\n")
-
-
