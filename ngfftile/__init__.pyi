@@ -2,9 +2,10 @@ from . import errors, filters, synthetic
 from .geometry import Mpp, Region, Size
 from .grid import TileGrid
 from .index import Index
-from .slide import Level, Slide, open
+from .slide import Slide, open
 from .sources import SourceInfo, open_source
 from .tiler import tile
+from .view import Level, View
 from .writer import Conversion, ConversionPlan, convert, plan
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Slide",
     "SourceInfo",
     "TileGrid",
+    "View",
     "convert",
     "errors",
     "filters",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 from ngfftile.errors import OptionError
 
@@ -22,7 +23,7 @@ class Size:
 
     def __post_init__(self) -> None:
         for axis, value in (("x", self.x), ("y", self.y)):
-            if isinstance(value, bool) or int(value) != value or value < 1:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise OptionError(
                     f"{axis} is {value!r}", where="Size", mend="Give a whole number of pixels, 1 or more."
                 )

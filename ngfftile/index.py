@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from ngfftile import picture, slide
 from ngfftile.errors import MissingError, OptionError, StoreError
 from ngfftile.geometry import Region
-from ngfftile.slide import Slide, View
+from ngfftile.slide import Slide
 from ngfftile.store import Store, local_path
+from ngfftile.view import View
 
 if TYPE_CHECKING:
     from PIL.Image import Image

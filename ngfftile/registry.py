@@ -39,7 +39,7 @@ def resolve(name: str, known: Mapping[str, str], what: str) -> Callable[..., Any
         )
     try:
         found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: no name, a relative one
         raise OptionError(f"{what} {name!r} cannot be imported ({error})", mend="Check the module's name.") from error
     if not callable(found):
         raise OptionError(f"{what} {name!r} is not a function")

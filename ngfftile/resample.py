@@ -52,7 +52,7 @@ def halve(block: Array, out: Array) -> None:
     out[...] = total
 
 
-def weights(first: int, count: int, ratio: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def weights(first: int, count: int, ratio: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Pixels, and their shares, that make up each of ``count`` output pixels along one axis.
 
     Output pixel j covers [j * ratio, (j + 1) * ratio) of the input. The result depends on j alone, never on where a
@@ -69,7 +69,9 @@ def weights(first: int, count: int, ratio: float) -> tuple[NDArray[np.int64], ND
     indices = np.floor(start).astype(np.int64)[:, None] + np.arange(k)
     overlap = np.minimum(indices + 1, stop[:, None]) - np.maximum(indices, start[:, None])
     overlap = np.maximum(overlap, 0)
-    return indices, (overlap / overlap.sum(1, keepdims=True)).astype(np.float32)
+    # A pixel without a share must not count at all: 0 times not-a-number is not 0.
+    indices = np.where(overlap > 0, indices, indices[:, :1])
+    return indices, overlap / overlap.sum(1, keepdims=True)
 
 
 def input_range(first: int, count: int, ratio: float, size: int) -> tuple[int, int]:
@@ -77,7 +79,7 @@ def input_range(first: int, count: int, ratio: float, size: int) -> tuple[int, i
     return int(np.floor(first * ratio)), min(size, int(np.floor((first + count - 1) * ratio)) + int(np.ceil(ratio)) + 1)
 
 
-def area_mean(block: Array, axis: int, origin: int, first: int, count: int, ratio: float) -> NDArray[np.float32]:
+def area_mean(block: Array, axis: int, origin: int, first: int, count: int, ratio: float) -> Array:
     """Area mean along one axis at any ratio >= 1.
 
     Parameters
@@ -96,18 +98,24 @@ def area_mean(block: Array, axis: int, origin: int, first: int, count: int, rati
     Returns
     -------
     numpy.ndarray
-        float32, ``count`` long on the axis; round with `to_dtype`.
+        ``count`` long on the axis; float32, or float64 where float32 cannot hold the block's values. Round with
+        `to_dtype`.
     """
-    indices, shares = weights(first, count, ratio)
+    indices, exact = weights(first, count, ratio)
+    shares = exact.astype(np.result_type(block.dtype, np.float32))
     local = np.clip(indices - origin, 0, block.shape[axis] - 1)
     shape = [1] * block.ndim
     shape[axis] = count
-    result = np.zeros((*block.shape[:axis], count, *block.shape[axis + 1 :]), np.float32)
+    result = np.zeros((*block.shape[:axis], count, *block.shape[axis + 1 :]), shares.dtype)
     for k in range(indices.shape[1]):
         result += np.take(block, local[:, k], axis=axis) * shares[:, k].reshape(shape)
     return result
 
 
-def to_dtype(values: NDArray[np.float32], dtype: DTypeLike) -> Array:
+def to_dtype(values: Array, dtype: DTypeLike) -> Array:
     """Back to the stored dtype; integers round half up."""
-    return values.astype(dtype) if np.dtype(dtype).kind == "f" else np.floor(values + np.float32(0.5)).astype(dtype)
+    if np.dtype(dtype).kind == "f":
+        return values.astype(dtype)
+    limits = np.iinfo(np.dtype(dtype))
+    rounded: Array = np.clip(np.floor(values + values.dtype.type(0.5)), limits.min, limits.max).astype(dtype)
+    return rounded

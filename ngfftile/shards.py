@@ -234,8 +234,11 @@ class LevelArray:
         return (
             [type(c) for c in inner] == [BytesCodec, ZstdCodec]
             and [type(c) for c in index] == [BytesCodec, Crc32cCodec]
-            and str(getattr(sharding.index_location, "value", sharding.index_location)) == "end"
-            and (self.dtype.itemsize == 1 or self.dtype.byteorder in "=<|")
+            and _name(sharding.index_location) == "end"
+            and (self.dtype.itemsize == 1 or _name(getattr(inner[0], "endian", None)) == "little")
+            and self._array.shards is not None
+            and self._array.shards[0] == self._array.chunks[0]
+            and self.channels % self._array.chunks[0] == 0
             and encoding == {"name": "default", "configuration": {"separator": "/"}}
             and int(np.prod(self._array.chunks)) * self.dtype.itemsize <= MOST_CHUNK_BYTES
         )
@@ -291,6 +294,8 @@ class LevelArray:
                         target[...] = self.fill
                         continue
                     try:
+                        if offset + count > file.size:
+                            raise ValueError("the index points past the shard's end")  # noqa: TRY301
                         if len(imagecodecs.zstd_decode(file.read(offset, count), out=raw)) != len(raw):
                             raise ValueError("it decodes to fewer bytes than a chunk has")  # noqa: TRY301
                     except (imagecodecs.ZstdError, ValueError, StoreError) as error:
@@ -298,6 +303,11 @@ class LevelArray:
                             f"{key}, chunk at row {i}, column {j}: {error}", str(self.store), "It is damaged."
                         ) from error
                     target[...] = buffer[(slice(None), *part.inside(place))]
+
+
+def _name(option: Any) -> str:
+    """The word of an option that zarr-python holds as an enumeration or as a string."""
+    return str(getattr(option, "value", option))
 
 
 def _read_index(file: Any, key: str, chunks: int) -> Array:

@@ -18,129 +18,19 @@ import xarray as xr
 from numpy.typing import NDArray
 from PIL import Image
 
-from ngfftile import ngff, resample
+from ngfftile import ngff
 from ngfftile.errors import MissingError, OptionError, ResolutionError, StoreError
 from ngfftile.geometry import Mpp, Region, Size
 from ngfftile.ngff import Multiscale
 from ngfftile.shards import LevelArray
 from ngfftile.store import ROOT, Store, local_path
+from ngfftile.view import Level, View
 
 Array = NDArray[Any]
 MOST_LEVELS = 32
 TOLERANCE = 0.05  # scanners of one nominal resolution differ by a few per cent: 0.2508, 0.499
-_BLOCK_BYTES = 64 << 20
-_STRIP = 16  # rows
 _MOST_THUMBNAIL_PIXELS = 1 << 28
 _MICROMETRES = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
-
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """One stored level.
-
-    Parameters
-    ----------
-    index
-        0 is the finest.
-    size
-        Width and height in pixels.
-    mpp
-        Micrometres per pixel, None if the slide has none.
-    downsample
-        Relative to level 0, along x and y.
-    """
-
-    index: int
-    size: Size
-    mpp: Mpp | None
-    downsample: tuple[float, float]
-
-    def __str__(self) -> str:
-        mpp = f", mpp={self.mpp}" if self.mpp else ""
-        return f"Level({self.index}, {self.size.x}x{self.size.y}{mpp}, downsample={self.downsample[0]:g})"
-
-
-@dataclass(frozen=True)
-class View:
-    """A slide at one resolution: a stored level, or the area mean of one.
-
-    Parameters
-    ----------
-    array
-        The stored level that is read.
-    level
-        What it is.
-    ratio_x, ratio_y
-        Pixels of the level per pixel of the view, 1 or more; 1 gives exactly the stored pixels.
-    mpp
-        Delivered micrometres per pixel.
-    fill
-        Value of what lies outside: 255 for RGB, else the store's fill value.
-    """
-
-    array: LevelArray
-    level: Level
-    ratio_x: float
-    ratio_y: float
-    mpp: Mpp | None
-    fill: int
-
-    @cached_property
-    def size(self) -> Size:
-        """Width and height in pixels of the view; a last part of a pixel is left out."""
-        if self.exact:
-            return self.level.size
-        # A hair is added so that a ratio a rounding error above a whole number does not lose its last pixel.
-        return Size(
-            max(1, int(self.level.size.x / self.ratio_x + 1e-6)), max(1, int(self.level.size.y / self.ratio_y + 1e-6))
-        )
-
-    @property
-    def exact(self) -> bool:
-        """Whether the view is a stored level, pixel for pixel."""
-        return self.ratio_x == 1 and self.ratio_y == 1
-
-    @property
-    def downsample(self) -> tuple[float, float]:
-        """Relative to level 0, along x and y."""
-        return self.level.downsample[0] * self.ratio_x, self.level.downsample[1] * self.ratio_y
-
-    def read(self, region: Region) -> Array:
-        """Pixels (c, y, x) of a region inside the view."""
-        if self.exact or not (region.width and region.height):
-            return self.array.read(region)
-        x0, x1 = resample.input_range(region.x, region.width, self.ratio_x, self.level.size.x)
-        y0, y1 = resample.input_range(region.y, region.height, self.ratio_y, self.level.size.y)
-        pixels = self.array.read(Region(x0, y0, x1 - x0, y1 - y0))
-        out = np.empty((len(pixels), region.height, region.width), pixels.dtype)
-        # In strips that stay in the cache: on a whole block, memory would cost more than the arithmetic.
-        for y in range(0, region.height, _STRIP):
-            count = min(_STRIP, region.height - y)
-            rows = resample.area_mean(pixels, 1, y0, region.y + y, count, self.ratio_y)
-            both = resample.area_mean(rows, 2, x0, region.x, region.width, self.ratio_x)
-            out[:, y : y + count] = resample.to_dtype(both, pixels.dtype)
-        return out
-
-    def tile(self, region: Region) -> Array:
-        """Pixels (height, width, channel) of a region that may hang over; outside is `fill`."""
-        inside = region.clip(Region(0, 0, self.size.x, self.size.y))
-        pixels = self.read(inside).transpose(1, 2, 0)
-        if inside == region:
-            return np.ascontiguousarray(pixels)
-        out = np.full((region.height, region.width, self.array.channels), self.fill, pixels.dtype)
-        out[inside.inside(region)] = pixels
-        return out
-
-    def block(self) -> Size:
-        """A good dask block: whole shards where they fit 64 MB, else the largest half, quarter, ... that does."""
-        unit, chunk = self.array.unit, self.array.chunk
-        bytes_per_pixel = self.array.channels * self.array.dtype.itemsize
-        # Unsharded stores have small objects: several make a block.
-        x, y = (max(u, -(-1024 // c) * c) for u, c in ((unit.x, chunk.x), (unit.y, chunk.y)))
-        x, y = int(x / self.ratio_x) or 1, int(y / self.ratio_y) or 1
-        while x * y * bytes_per_pixel > _BLOCK_BYTES and max(x, y) > 512:
-            x, y = (x // 2, y) if x >= y else (x, y // 2)
-        return Size(x, y)
 
 
 def _read_block(view: View, block_info: Any = None) -> Array:

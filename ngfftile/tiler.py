@@ -23,8 +23,9 @@ from ngfftile.geometry import Region, Size
 from ngfftile.grid import TileGrid, Tiles
 from ngfftile.index import Index
 from ngfftile.registry import resolve
-from ngfftile.slide import Slide, View
+from ngfftile.slide import Slide
 from ngfftile.slide import open as open_slide
+from ngfftile.view import View
 
 Array = NDArray[Any]
 Tissue = str | Callable[..., Any] | xr.DataArray | None

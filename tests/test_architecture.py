@@ -15,14 +15,25 @@ FLOORS = [
     {"store", "codecs", "cluster"},
     {"shards"},
     {"sources.protocol", "sources.ifd", "sources.metadata", "sources.tiff", "sources.openslide", "sources"},
-    {"slide", "filters", "picture"},
+    {"view", "filters", "picture"},
+    {"slide"},
     {"index"},
-    {"writer", "tiler", "synthetic"},
+    {
+        "writer.plan",
+        "writer.graph",
+        "writer.around",
+        "writer",
+        "tiler",
+        "synthetic.textures",
+        "synthetic.field",
+        "synthetic.svs",
+        "synthetic",
+    },
     {"__init__", "cli"},
 ]
 DOORS = {
     "zarr": {"store", "shards", "codecs"},
-    "tifffile": {"sources.tiff", "synthetic"},
+    "tifffile": {"sources.tiff", "synthetic.svs"},
     "openslide": {"sources.openslide"},
     "dask": {"cluster", "slide", "filters", "tiler"},
     "distributed": {"cluster"},
@@ -32,7 +43,7 @@ DOORS = {
 }
 OPTIONAL = {"distributed"}
 # One package of siblings may call each other: the shelves of one room.
-SHELVES = {"sources"}
+SHELVES = {"sources", "synthetic", "writer"}
 
 
 def _modules():
@@ -50,7 +61,7 @@ def imports(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            if node.module in ("ngfftile", "ngfftile.sources"):
+            if node.module in ("ngfftile", "ngfftile.sources", "ngfftile.synthetic", "ngfftile.writer"):
                 yield from (f"{node.module}.{alias.name}" for alias in node.names)
             else:
                 yield node.module

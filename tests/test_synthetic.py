@@ -28,7 +28,7 @@ def test_same_arguments_give_the_same_bytes(slide, tmp_path):
 
 
 def test_the_number_of_threads_does_not_show(slide, tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic.os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(synthetic.svs.os, "cpu_count", lambda: 7)
     assert write_svs(tmp_path / "slide.svs", 3000, 2000, seed=4).read_bytes() == slide.read_bytes()
 
 
@@ -182,7 +182,7 @@ def test_an_interrupted_run_leaves_what_was_there(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(synthetic, "_macro", stop)
+    monkeypatch.setattr(synthetic.svs, "_macro", stop)
     with pytest.raises(KeyboardInterrupt):
         write_svs(path, 300, 200)
     assert [p.name for p in tmp_path.iterdir()] == ["slide.svs"]

@@ -209,7 +209,7 @@ def test_nothing_opens_until_the_store_is_whole(svs, tmp_path, monkeypatch):
                 zarr.open_group(found, mode="r")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer, "_attributes", stop)
+    monkeypatch.setattr(writer, "root_attributes", stop)
     with pytest.raises(KeyboardInterrupt):
         nt.convert(svs, place)
     assert not place.exists()
@@ -246,7 +246,7 @@ def test_killed_and_started_again_gives_the_same_bytes(svs, store, tmp_path):
 @pytest.mark.parametrize("lost", ["0/c/0/0/1", "1/c/0/0/0", "3/c/0/0/0"])
 def test_a_draft_with_a_shard_missing_is_completed_to_the_same_bytes(lost, svs, store, tmp_path, monkeypatch):
     place = tmp_path / "tissue.ome.zarr"
-    monkeypatch.setattr(writer, "_attributes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(writer, "root_attributes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         nt.convert(svs, place, shard=1024)
     monkeypatch.undo()
@@ -324,7 +324,7 @@ def test_with_overwrite_the_old_store_stays_until_the_new_one_is_whole(svs, tmp_
     place = tmp_path / "x.ome.zarr"
     nt.convert(svs, place)
     before = tree(place)
-    monkeypatch.setattr(writer, "_attributes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(writer, "root_attributes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         nt.convert(svs, place, chunk=512, overwrite=True)
     assert tree(place) == before
@@ -340,7 +340,7 @@ def test_what_is_not_ours_is_never_replaced_unasked(svs, tmp_path):
 
 def test_another_conversions_draft_is_not_touched(svs, tmp_path, monkeypatch):
     place = tmp_path / "x.ome.zarr"
-    monkeypatch.setattr(writer, "_attributes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(writer, "root_attributes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         nt.convert(svs, place)
     with pytest.raises(ExistsError, match="unfinished conversion"):

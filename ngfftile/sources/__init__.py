@@ -1,7 +1,7 @@
 """Readers of foreign slides, and the choice among them by content.
 
 A reader is a function from a path to a `Source`; it raises `RefusedError` with its reason where the file is not its
-own. More come from installed packages: entry points of the group ``ngfftile.sources``, looked at after the built-in ones.
+own. More come from installed packages: entry points of the group ``ngfftile.sources``, after the built-in ones.
 """
 
 from __future__ import annotations
