@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import json
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -353,6 +354,9 @@ def _attempt(
         return _Outcome(one(name, report), 0)
     except NgfftileError as error:
         return _Outcome(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _err.print(f"stopped at {escape(name)}; the same command goes on from here")
+        raise typer.Exit(130) from None
     except OSError as error:
         # A full disk or a folder without leave to write: the system's own words, and what to do.
         place = error.filename or name
@@ -376,12 +380,10 @@ def _print_json(document: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake gets one line, not a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as Ctrl-C
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our own errors say what it would
     try:
         app()
     except NgfftileError as error:
         _err.print(f"[red]error[/] {escape(str(error))}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _err.print("stopped; the same command goes on where this one stopped")
-        sys.exit(130)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 from ngfftile import cluster, ngff
 from ngfftile.errors import ExistsError, MissingError, SourceError, StoreError
 from ngfftile.geometry import Region
