@@ -19,7 +19,12 @@ COMMAND = Path(sys.executable).with_name("ngfftile")
 
 def run(*arguments, code=0, cwd=None, **environment):
     result = subprocess.run(
-        [COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=os.environ | environment, check=False
+        [COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | environment,
+        check=False,
     )
     assert result.returncode == code, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
