@@ -41,6 +41,12 @@ _SLIDES = frozenset(
 )
 
 
+class Version(StrEnum):
+    """Versions of OME-Zarr that can be written."""
+
+    V05 = "0.5"
+
+
 class Edge(StrEnum):
     """What happens where the grid does not divide the slide."""
 
@@ -55,6 +61,7 @@ Codec = Annotated[str, typer.Option(help="zstd or zstd:LEVEL; lossless.")]
 MppOverride = Annotated[
     float | None, typer.Option(help="Micrometres per pixel of level 0, in place of what the file says.")
 ]
+Ngff = Annotated[Version, typer.Option(help="Version of OME-Zarr to write.")]
 NoAssociated = Annotated[bool, typer.Option("--no-associated", help="Leave label, macro and thumbnail out.")]
 Reader = Annotated[str | None, typer.Option(help="The only reader to try: tiff, openslide, or a plug-in's.")]
 Workers = Annotated[int | None, typer.Option(help="Tasks at one time; by default the cores there are.")]
@@ -104,7 +111,7 @@ def _source_facts(about: nt.SourceInfo) -> dict[str, Any]:
 
 
 def _store_facts(slide: nt.Slide) -> dict[str, Any]:
-    rows = [(k.size.x, k.size.y, *k.downsample) for k in slide.levels]
+    rows = [(k.size.x, k.size.y, k.downsample, k.downsample_y) for k in slide.levels]
     head = {"format": "OME-Zarr", "vendor": slide.vendor, "reader": "ngfftile"}
     tail = {
         "associated": list(slide.associated),
@@ -154,6 +161,7 @@ def plan(
     chunk: Chunk = 256,
     shard: Shard = 4096,
     codec: Codec = "zstd",
+    ngff: Ngff = Version.V05,  # noqa: ARG001 (typer checks it; so far there is one)
     mpp_override: MppOverride = None,
     no_associated: NoAssociated = False,
     workers: Workers = None,
@@ -186,6 +194,7 @@ def convert(
     chunk: Chunk = 256,
     shard: Shard = 4096,
     codec: Codec = "zstd",
+    ngff: Ngff = Version.V05,  # noqa: ARG001 (typer checks it; so far there is one)
     mpp_override: MppOverride = None,
     no_associated: NoAssociated = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished store.")] = False,

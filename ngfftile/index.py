@@ -184,8 +184,8 @@ class Index:
         row = self._row(slide_id or self.slides["id"][0].as_py())
         tiles = self.tiles.filter(pc.equal(self.tiles["slide_id"], row["id"]))
         opened = self.slide(row["id"])
-        down_x, down_y = self.view(row["id"]).downsample
-        extent = np.array([row["tile_extent_x"] * down_x, row["tile_extent_y"] * down_y])
+        view = self.view(row["id"])
+        extent = np.array([row["tile_extent_x"] * view.downsample_x, row["tile_extent_y"] * view.downsample_y])
         origins = np.stack([tiles["x0"].to_numpy(), tiles["y0"].to_numpy()], axis=1)
         boxes = np.hstack([origins, np.broadcast_to(extent, origins.shape)])
         mpp = f"{row['mpp_x']:.3g} um/px" if row["mpp_x"] else f"level {row['level']}"

@@ -109,7 +109,8 @@ class Slide:
                 k,
                 array.size,
                 Mpp(data.scale[x] * factor, data.scale[y] * factor) if factor else None,
-                (data.scale[x] / finest[x], data.scale[y] / finest[y]),
+                data.scale[x] / finest[x],
+                data.scale[y] / finest[y],
             )
             for k, (array, data) in enumerate(zip(self._arrays, self.multiscale.datasets, strict=True))
         )
@@ -277,7 +278,9 @@ class Slide:
         view = self.view(level, mpp, tolerance)
         block = Size.of(blocks) if blocks is not None else view.block()
         chunks = ((view.array.channels,), _steps(view.size.y, block.y), _steps(view.size.x, block.x))
-        token = repr((self.url, self.id, view.level.index, view.ratio_x, view.ratio_y, chunks))
+        token = repr(
+            (self.url, self.facts.get("source"), self.multiscale, view.level.index, view.ratio_x, view.ratio_y, chunks)
+        )
         data = da.map_blocks(
             _read_block,
             view,
@@ -293,8 +296,8 @@ class Slide:
             "mpp_requested": mpp,
             "mpp_x": view.mpp.x if view.mpp else None,
             "mpp_y": view.mpp.y if view.mpp else None,
-            "downsample_x": view.downsample[0],
-            "downsample_y": view.downsample[1],
+            "downsample_x": view.downsample_x,
+            "downsample_y": view.downsample_y,
             "rgb": self.rgb,
         }
         return xr.DataArray(data, coords, ("c", "y", "x"), self.name, attrs)
@@ -354,7 +357,7 @@ class Slide:
         Image.fromarray(self.thumbnail(320)).save(held, "PNG")
         rows = "".join(
             f"<tr><td>{k.index}</td><td>{k.size.x} x {k.size.y}</td><td>{k.mpp or ''}</td>"
-            f"<td>{k.downsample[0]:g}</td></tr>"
+            f"<td>{k.downsample:g}</td></tr>"
             for k in self.levels
         )
         facts = {

@@ -124,7 +124,7 @@ def _mask(slide: Slide, function: Callable[..., Any] | None, mpp: float) -> xr.D
     finest = slide.mpp
     if finest is None:
         wanted = mpp / _ASSUMED_MPP
-        level = min(slide.levels, key=lambda k: abs(np.log2(k.downsample[0] / wanted)))
+        level = min(slide.levels, key=lambda k: abs(np.log2(k.downsample / wanted)))
         image = slide.image(level=level.index)
     else:
         image = slide.image(mpp=max(mpp, finest.x, finest.y))
@@ -143,7 +143,7 @@ def _fractions(mask: xr.DataArray, view: View, tiles: Tiles, size: Size) -> NDAr
     # A mask made from a level says how it lies; any other covers the whole slide.
     down_x = mask.attrs.get("downsample_x") or size.x / pixels.shape[1]
     down_y = mask.attrs.get("downsample_y") or size.y / pixels.shape[0]
-    step_x, step_y = view.downsample[0] / down_x, view.downsample[1] / down_y
+    step_x, step_y = view.downsample_x / down_x, view.downsample_y / down_y
     area = covered_area(
         pixels,
         tiles.x * step_x,
@@ -249,7 +249,7 @@ def _index(
         "mpp_x": view.mpp.x if view.mpp else None,
         "mpp_y": view.mpp.y if view.mpp else None,
         "level": view.level.index,
-        "downsample": view.downsample[0],
+        "downsample": view.downsample_x,
         "mpp_requested": grid.mpp,
         "edge": grid.edge,
         "filter": params["filter"],
@@ -264,8 +264,8 @@ def _index(
         "slide_id": np.full(len(these), slide.id),
         "tile_x": these.x,
         "tile_y": these.y,
-        "x0": these.x * view.downsample[0],
-        "y0": these.y * view.downsample[1],
+        "x0": these.x * view.downsample_x,
+        "y0": these.y * view.downsample_y,
         "row": these.row.astype(np.int32),
         "col": these.col.astype(np.int32),
         "tissue_fraction": fraction[chosen],

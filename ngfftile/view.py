@@ -18,7 +18,7 @@ _BLOCK_BYTES = 64 << 20
 _STRIP = 16  # rows
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Level:
     """One stored level.
 
@@ -30,18 +30,19 @@ class Level:
         Width and height in pixels.
     mpp
         Micrometres per pixel, None if the slide has none.
-    downsample
-        Relative to level 0, along x and y.
+    downsample, downsample_y
+        Relative to level 0, along x, and along y: the same, but in some stores of other writers.
     """
 
     index: int
     size: Size
     mpp: Mpp | None
-    downsample: tuple[float, float]
+    downsample: float
+    downsample_y: float
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         mpp = f", mpp={self.mpp}" if self.mpp else ""
-        return f"Level({self.index}, {self.size.x}x{self.size.y}{mpp}, downsample={self.downsample[0]:g})"
+        return f"Level({self.index}, {self.size.x}x{self.size.y}{mpp}, downsample={self.downsample:g})"
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,14 @@ class View:
         return self.ratio_x == 1 and self.ratio_y == 1
 
     @property
-    def downsample(self) -> tuple[float, float]:
-        """Relative to level 0, along x and y."""
-        return self.level.downsample[0] * self.ratio_x, self.level.downsample[1] * self.ratio_y
+    def downsample_x(self) -> float:
+        """Level-0 pixels per pixel of the view, along x."""
+        return self.level.downsample * self.ratio_x
+
+    @property
+    def downsample_y(self) -> float:
+        """Level-0 pixels per pixel of the view, along y."""
+        return self.level.downsample_y * self.ratio_y
 
     def read(self, region: Region) -> Array:
         """Pixels (c, y, x) of a region inside the view."""

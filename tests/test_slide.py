@@ -20,7 +20,8 @@ from ngfftile.shards import LevelArray
 
 def test_levels_and_facts(slide):
     assert [str(k.size) for k in slide.levels] == ["2600 x 1900", "1300 x 950", "650 x 475", "325 x 237", "162 x 118"]
-    assert [k.downsample for k in slide.levels] == [(2.0**k, 2.0**k) for k in range(5)]
+    assert [k.downsample for k in slide.levels] == [2.0**k for k in range(5)]
+    assert repr(slide.levels[1]) == "Level(1, 1300x950, mpp=1, downsample=2)"
     assert [k.mpp.x for k in slide.levels] == [0.5, 1, 2, 4, 8]
     assert (slide.vendor, slide.objective_power, slide.rgb) == ("aperio", 40, True)
     assert slide.properties["aperio.MPP"] == "0.5000"
