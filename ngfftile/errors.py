@@ -16,7 +16,7 @@ how to mend it. The cause is kept in ``__cause__``.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 
 class NgfftileError(Exception):
@@ -46,11 +46,6 @@ class NgfftileError(Exception):
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
         return f"{text.rstrip('.')}. {self.mend}".rstrip() if self.mend else text
-
-    # OSError reads its positional arguments as errno and file name, so the default reduction would lose two of ours
-    # on the way back from a worker process.
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.what, self.where, self.mend)
 
 
 class OptionError(NgfftileError, ValueError):

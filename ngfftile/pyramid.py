@@ -72,15 +72,11 @@ def axis_spans(size: int, shard: int, tile: int) -> tuple[Span, ...]:
     >>> [(s.start, s.stop, s.first, s.last) for s in axis_spans(1000, 512, 240)]
     [(0, 480, 0, 0), (480, 720, 0, 1), (720, 1000, 1, 1)]
     """
-    cuts = {0, size}
-    seams: list[tuple[int, int]] = []
-    for border in range(shard, size, shard):
-        start, stop = border // tile * tile, min(size, -(-border // tile) * tile)
-        if seams and start < seams[-1][1]:
-            seams[-1] = (seams[-1][0], max(stop, seams[-1][1]))
-        else:
-            seams.append((start, stop))
-    cuts.update(edge for seam in seams for edge in seam)
+    borders = range(shard, size, shard)
+    # Of a tile that lies across a border both ends are cuts; where the border is a tile's own, the two are one.
+    starts = {border // tile * tile for border in borders}
+    stops = {min(size, -(-border // tile) * tile) for border in borders}
+    cuts = {0, size} | starts | stops
     return tuple(Span(a, b, a // shard, (b - 1) // shard) for a, b in pairwise(sorted(cuts)))
 
 
@@ -131,6 +127,8 @@ class PyramidPlan:
     tile: Size = _ANY_TILE
 
     def __post_init__(self) -> None:
+        if self.channels % self.depth:
+            raise OptionError(f"{self.channels} channels in chunks of {self.depth}", where="plan", mend="Use depth 1.")
         if self.chunk < 16 or self.chunk & (self.chunk - 1):
             raise OptionError(f"chunk is {self.chunk}", where="plan", mend="Use a power of two from 16, such as 256.")
         if self.shard < self.chunk or self.shard & (self.shard - 1):

@@ -42,6 +42,6 @@ def resolve(name: str, known: Mapping[str, str], what: str) -> Callable[..., Any
     except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: no name, a relative one
         raise OptionError(f"{what} {name!r} cannot be imported ({error})", mend="Check the module's name.") from error
     if not callable(found):
-        raise OptionError(f"{what} {name!r} is not a function")
+        raise OptionError(f"{what} {name!r} is not a function", mend="Name a function of that module.")
     function: Callable[..., Any] = found
     return function

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +26,12 @@ import zarr.storage
 
 from ngfftile.errors import ExistsError, MissingError, OptionError, StoreError
 
-PLAN, ROOT = "plan.json", "zarr.json"
+try:
+    import fcntl
+except ImportError:  # Windows, where two processes on one target are not kept apart
+    fcntl = None  # type: ignore[assignment]
+
+PLAN, LOCK, ROOT = "plan.json", "lock", "zarr.json"
 MOST_METADATA = 16 << 20  # bytes of one zarr.json
 
 
@@ -215,8 +221,35 @@ class Draft:
         """The store to write into."""
         return Store(self.folder / "store")
 
-    def begin(self, plan: dict[str, Any]) -> None:
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out; the system lets go of a process that dies.
+
+        Raises
+        ------
+        ExistsError
+            Another process is at work on this draft.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / LOCK).open("wb") as file:
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ExistsError(
+                    "another process is converting into it", str(self.target), "Wait for it, or stop it."
+                ) from error
+            yield
+
+    def begin(self, plan: dict[str, Any], *, overwrite: bool) -> None:
         """Start, or go on with what an interrupted run left.
+
+        Parameters
+        ----------
+        plan
+            What is written, and from what.
+        overwrite
+            Drop a draft with another plan.
 
         Raises
         ------
@@ -225,23 +258,40 @@ class Draft:
         """
         home = Store(self.folder)
         if (self.folder / PLAN).exists():
-            if home.json(PLAN) != json.loads(json.dumps(plan)):
+            if home.json(PLAN) == json.loads(json.dumps(plan)):
+                for stray in self.store.root.rglob(".*.tmp"):
+                    stray.unlink()  # what a killed run had half written
+                return
+            if not overwrite:
                 raise ExistsError(
                     "an unfinished conversion of another source, or with other parameters, is there",
                     str(self.folder),
                     "Finish it with its own parameters, or use --overwrite (overwrite=True) to drop it.",
                 )
-            return
+            shutil.rmtree(self.store.root)
         self.store.root.mkdir(parents=True, exist_ok=True)
         home.write_json(PLAN, plan)
 
-    def commit(self, attributes: dict[str, Any]) -> None:
-        """Write the root, and put the store in its place; what was there stays until then."""
+    def commit(self, attributes: dict[str, Any], expected: set[str]) -> None:
+        """Write the root, and put the store in its place; what was there stays until then.
+
+        Raises
+        ------
+        StoreError
+            An object of ``expected`` is not there: somebody removed it.
+        """
+        missing = expected - set(self.store.keys())
+        if missing:
+            raise StoreError(
+                f"{len(missing)} objects are gone, {min(missing)} first", str(self.folder), "Convert the slide again."
+            )
         self.store.create_group("", attributes)
         for folder, _, _ in os.walk(self.store.root):
             _sync_folder(Path(folder))
         old = self.target.with_name(self.target.name + ".replaced")
         if self.target.exists():
+            if old.exists():
+                shutil.rmtree(old)  # left by a run that was killed while it removed it
             self.target.rename(old)
         self.store.root.rename(self.target)
         _sync_folder(self.target.parent)

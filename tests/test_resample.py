@@ -182,3 +182,10 @@ def test_rounding_is_half_up_for_integers_and_none_for_floats():
     assert to_dtype(values, np.int16).tolist() == [0, 1, 2, 3, 255, 0, -1]
     assert to_dtype(values[:5], np.uint8).tolist() == [0, 1, 2, 3, 255]
     assert np.array_equal(to_dtype(values, np.float32), values)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "uint32", "int32"])
+def test_rounding_saturates_and_never_wraps(dtype):
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    values = np.array([low - 1.0, low - 0.4, high + 0.6, high + 300.0], np.float64)
+    assert to_dtype(values, dtype).tolist() == [low, low, high, high]

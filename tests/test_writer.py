@@ -24,10 +24,10 @@ from dask.order import order
 import ngfftile as nt
 from conftest import real_slides
 from ngfftile import writer
-from ngfftile.errors import ExistsError, MissingError, OptionError, SourceError
+from ngfftile.errors import ExistsError, MissingError, OptionError, SourceError, StoreError
 from ngfftile.pyramid import PyramidPlan
 from ngfftile.sources.tiff import TiffSource
-from ngfftile.store import Store
+from ngfftile.store import Draft, Store
 
 
 def tree(folder):
@@ -348,6 +348,36 @@ def test_another_conversions_draft_is_not_touched(svs, tmp_path, monkeypatch):
     monkeypatch.undo()
     nt.convert(svs, place, shard=1024, overwrite=True)
     assert nt.open(place).facts["conversion"]["shard"] == 1024
+
+
+def test_of_two_processes_on_one_target_one_is_told(svs, tmp_path):
+    place = tmp_path / "x.ome.zarr"
+    with Draft(place).held(), pytest.raises(ExistsError, match="another process"):
+        nt.convert(svs, place)
+    nt.convert(svs, place)
+
+
+def test_what_a_killed_run_had_half_written_does_not_stay(svs, store, tmp_path, monkeypatch):
+    place = tmp_path / "tissue.ome.zarr"
+    monkeypatch.setattr(writer, "root_attributes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        nt.convert(svs, place, shard=1024)
+    monkeypatch.undo()
+    (tmp_path / "tissue.ome.zarr.partial" / "store" / "0" / "c" / "0" / "0" / ".1.4711.tmp").write_text("torn")
+    nt.convert(svs, place, shard=1024)
+    assert tree(place) == tree(store)
+
+
+def test_a_store_that_lost_a_shard_is_never_finished(svs, tmp_path, monkeypatch):
+    def lose(*arguments):
+        (tmp_path / "x.ome.zarr.partial" / "store" / "1" / "c" / "0" / "0" / "0").unlink()
+        return attributes(*arguments)
+
+    attributes = writer.root_attributes
+    monkeypatch.setattr(writer, "root_attributes", lose)
+    with pytest.raises(StoreError, match="1/c/0/0/0"):
+        nt.convert(svs, tmp_path / "x.ome.zarr")
+    assert not (tmp_path / "x.ome.zarr").exists()
 
 
 def test_background_chunks_are_not_stored(tmp_path):

@@ -49,7 +49,7 @@ class Conversion:
     found: int
 
     def __str__(self) -> str:
-        if not self.written:
+        if not self.seconds:
             return f"{self.path.name}: up to date, nothing written"
         again = f", {self.found} shards of an earlier run kept" if self.found else ""
         return (
@@ -116,17 +116,16 @@ def convert(
     if not overwrite and _finished(place, identity):
         return Conversion(place, what.pyramid.size.x * what.pyramid.size.y, Store(place).size(), 0.0, 0, 0)
     draft = Draft(place)
-    if overwrite and draft.folder.exists() and not _same_draft(draft, identity):
-        draft.discard()
-    draft.begin(identity)
-    job = Job(slide, what.pyramid, what.codec, draft.store)
-    try:
-        write_around(slide, what, draft.store)
-        found = _run(job, scheduler, workers, progress)
-        draft.commit(root_attributes(what, identity, draft.store))
-    except SourceError:
-        draft.discard()
-        raise
+    with draft.held():
+        draft.begin(identity, overwrite=overwrite)
+        try:
+            write_around(slide, what, draft.store)
+            job = Job(slide, what.pyramid, what.codec, draft.store)
+            found = _run(job, scheduler, workers, progress)
+            draft.commit(root_attributes(what, identity, draft.store), job.keys)
+        except SourceError:
+            draft.discard()
+            raise
     written = what.pyramid.objects - found
     seconds = time.perf_counter() - begun
     return Conversion(place, what.pyramid.size.x * what.pyramid.size.y, Store(place).size(), seconds, written, found)
@@ -148,14 +147,6 @@ def _identity(what: ConversionPlan) -> dict[str, Any]:
     }
 
 
-def _same_draft(draft: Draft, identity: dict[str, Any]) -> bool:
-    try:
-        draft.begin(identity)
-    except ExistsError:
-        return False
-    return True
-
-
 def _finished(place: Path, identity: dict[str, Any]) -> bool:
     """Whether the target is there, made by the same conversion; another one's is an error."""
     if not place.exists():
@@ -175,8 +166,7 @@ def _finished(place: Path, identity: dict[str, Any]) -> bool:
 def _run(job: Job, scheduler: str, workers: int | None, progress: Progress | None) -> int:
     """Write what is missing of the levels; returns how many shards were there."""
     job.create_arrays()
-    every = {s.key for k in range(len(job.pyramid.levels)) for s in job.pyramid.shards(k)}
-    present = every & set(job.store.keys())
+    present = job.keys & set(job.store.keys())
     tasks = graph(job, present)
     total = job.pyramid.size.x * job.pyramid.size.y * job.pyramid.planes
     base = (s for s in job.pyramid.shards(0) if s.key in present and tasks.get(key_of(s), (None,))[0] is not write_base)

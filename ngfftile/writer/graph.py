@@ -41,6 +41,11 @@ class Job:
         """Of the arrays."""
         return Layout(self.pyramid.chunk, self.pyramid.shard, self.pyramid.depth, self.pyramid.fill)
 
+    @property
+    def keys(self) -> set[str]:
+        """Names of all shards."""
+        return {s.key for k in range(len(self.pyramid.levels)) for s in self.pyramid.shards(k)}
+
     def create_arrays(self) -> None:
         """Write the levels' metadata."""
         for k, size in enumerate(self.pyramid.levels):
