@@ -90,10 +90,11 @@ class Convert:
             planned = nt.plan(self.source, workers=workers).peak_bytes
             note = f"{peak / 2**20:.0f} of {planned / 2**20:.0f} MiB"
             figures.append(Figure(f"peak memory / plan's, {workers} workers", peak / planned, "x", "< 1", note))
-        raw = nt.plan(self.source).pyramid.raw_bytes
-        arrays = [self.target("ours") / str(k) for k in range(len(nt.plan(self.source).pyramid.levels))]
+        what = nt.plan(self.source)
+        raw = what.pyramid.raw_bytes
+        arrays = [self.target("ours") / str(k) for k in range(len(what.pyramid.levels))]
         stored = sum(p.stat().st_size for folder in arrays for p in folder.rglob("*") if p.is_file())
-        note = f"{stored / 1e6:.0f} of {raw / 1e6:.0f} MB; the plan expects 0.4 of a stained slide"
+        note = f"{stored / 1e6:.0f} of {raw / 1e6:.0f} MB; the plan expects {what.likely_bytes / raw:.2g}"
         return [*figures, Figure("stored / raw bytes", stored / raw, "x", "", note)]
 
 

@@ -1,4 +1,4 @@
-"""Random aligned 256 px tiles of level 0, one thread, in memory: our store, the same by others, and the slide itself."""
+"""Random aligned 256 px tiles of level 0, one thread, warm: our store, the same by others, and the slide itself."""
 
 from __future__ import annotations
 

@@ -143,10 +143,9 @@ class Roofline:
         level, row, col = place
         path = self.target / str(level) / "c/0" / str(row) / str(col)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb", buffering=0) as file:
-            data = memoryview(b"".join([*filter(None, chunks), table, check]))
-            while data:
-                data = data[file.write(data) :]
+        with path.open("wb") as file:  # its buffer lets parts as large as chunks through, uncopied
+            file.writelines([*filter(None, chunks), table, check])
+            file.flush()
             if self.sync:
                 os.fsync(file.fileno())
 

@@ -240,6 +240,7 @@ def tile(
         str, typer.Option("--filter", help="otsu, std, none, or package.module:function.", metavar="FILTER")
     ] = "otsu",
     min_fraction: Annotated[float, typer.Option(help="Least part of a tile that must be tissue.")] = 0.5,
+    no_label: Annotated[bool, typer.Option("--no-label", help="Do not store the mask as labels/tissue.")] = False,
     workers: Workers = None,
     scheduler: Scheduler = "threads",
     log_file: Annotated[Path | None, typer.Option(help="Append what happened to each slide.")] = None,
@@ -253,6 +254,7 @@ def tile(
             grid,
             tissue=tissue,
             min_fraction=min_fraction,
+            label=None if no_label else "tissue",
             scheduler=scheduler,
             workers=workers,
             progress=report,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from ome_zarr_models.v04.image import ImageAttrs as ImageAttrs04
 from ome_zarr_models.v05.image import ImageAttrs as ImageAttrs05
+from ome_zarr_models.v05.image_label import ImageLabelAttrs
 from pydantic import ValidationError
 
 from ngfftile.errors import StoreError
@@ -66,6 +67,8 @@ class Multiscale:
     ----------
     unit
         Of the space axes, or None where the metadata has none (then the scale is in pixels).
+    label
+        Whether it is a label image: its values are names, and must not be averaged.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Multiscale:
     unit: str | None
     datasets: tuple[Dataset, ...]
     channels: tuple[Channel, ...]
+    label: bool = False
 
 
 def _multiscale(name: str, levels: int, mpp: Mpp | None) -> Json:
@@ -156,6 +160,47 @@ def image_attributes(
     return ome
 
 
+def label_attributes(name: str, image: Multiscale, values: Sequence[int], paths: Sequence[str], about: Json) -> Json:
+    """The ``ome`` attributes of a label image (c, y, x) with the same levels as the image that it belongs to.
+
+    Specification: https://ngff.openmicroscopy.org/0.5/#label-md.
+
+    Parameters
+    ----------
+    values
+        Labels that occur, other than 0.
+    paths
+        Of the levels, one for each of the image's.
+    about
+        What made it; goes into ``metadata``.
+    """
+    unit = {"unit": image.unit} if image.unit else {}
+    y, x = image.axes.index("y"), image.axes.index("x")
+    datasets = [
+        {
+            "path": path,
+            "coordinateTransformations": [
+                {"type": "scale", "scale": [1.0, data.scale[y], data.scale[x]]},
+                {"type": "translation", "translation": [0.0, data.translation[y], data.translation[x]]},
+            ],
+        }
+        for path, data in zip(paths, image.datasets, strict=True)
+    ]
+    space = [{"name": axis, "type": "space", **unit} for axis in "yx"]
+    multiscale = {
+        "name": name,
+        "axes": [{"name": "c", "type": "channel"}, *space],
+        "datasets": datasets,
+        "type": "nearest",
+        "metadata": about,
+    }
+    colors = [{"label-value": v, "rgba": [*bytes.fromhex(PALETTE[v % len(PALETTE)]), 255]} for v in values]
+    label = {"colors": colors, "source": {"image": "../../"}}
+    ome = {"version": VERSION, "multiscales": [multiscale], "image-label": label}
+    ImageLabelAttrs.model_validate(ome)
+    return ome
+
+
 def _datasets(multiscale: Any) -> tuple[Dataset, ...]:
     result = []
     outer = multiscale.coordinateTransformations or ()
@@ -206,6 +251,7 @@ def parse(attributes: Mapping[str, Any], where: str) -> Multiscale:
         next(iter(units)) if len(units) == 1 else None,
         _datasets(image),
         _channels(ome),
+        "image-label" in ome,
     )
 
 

@@ -18,7 +18,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from PIL import Image
 
-from ngfftile import ngff
+from ngfftile import labels, ngff
 from ngfftile.errors import MissingError, OptionError, ResolutionError, StoreError
 from ngfftile.geometry import Mpp, Region, Size
 from ngfftile.ngff import Multiscale
@@ -60,6 +60,47 @@ class Associated(Mapping[str, Array]):
 
     def __repr__(self) -> str:
         return f"Associated({', '.join(self.paths)})"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Labels(Mapping[str, "Slide"]):
+    """Label images of a slide by name: each opens as a slide of one channel; a mask is written by assignment.
+
+    Examples
+    --------
+    >>> slide = open("small.ome.zarr")
+    >>> slide.labels["bright"] = slide.image(mpp=2.0).max("c") > 250
+    >>> slide.labels["bright"].levels[0].size
+    Size(x=600, y=400)
+    """
+
+    slide: Slide
+
+    def __getitem__(self, name: str) -> Slide:
+        if name not in labels.names(self.slide.store):
+            raise KeyError(name)
+        return open(self.slide.store.root / "labels" / name)
+
+    def __setitem__(self, name: str, mask: xr.DataArray) -> None:
+        """Write a mask (y, x) of the whole slide, at any resolution, as a label with the slide's levels."""
+        pixels = np.asarray(mask.data.compute() if hasattr(mask.data, "compute") else mask.data)
+        # A mask made from a view says how it lies; any other covers the whole slide.
+        step_x = mask.attrs.get("downsample_x") or self.slide.size.x / pixels.shape[1]
+        step_y = mask.attrs.get("downsample_y") or self.slide.size.y / pixels.shape[0]
+        levels = self.slide.levels
+        ratios = [(k.downsample / step_x, k.downsample_y / step_y) for k in levels]
+        about = {k: mask.attrs[k] for k in ("filter", "options", "level", "mpp_x", "mpp_y") if k in mask.attrs}
+        image = self.slide.multiscale
+        labels.write_label(self.slide.store, name, pixels, image, [k.size for k in levels], ratios, about)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(labels.names(self.slide.store))
+
+    def __len__(self) -> int:
+        return len(labels.names(self.slide.store))
+
+    def __repr__(self) -> str:
+        return f"Labels({', '.join(self)})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -174,6 +215,11 @@ class Slide:
         found = self.facts.get("associated", {})
         return Associated(self.store, {role: about["path"] for role, about in found.items()})
 
+    @property
+    def labels(self) -> Labels:
+        """Label images beside the pixels; ``slide.labels["tissue"] = mask`` writes one."""
+        return Labels(self)
+
     @cached_property
     def id(self) -> str:
         """Identity of the content: the same after a move, a rename or a new conversion of the same source."""
@@ -216,7 +262,7 @@ class Slide:
     def _view(self, level: Level, ratio_x: float = 1.0, ratio_y: float = 1.0) -> View:
         array = self._arrays[level.index]
         mpp = level.mpp.times(ratio_x, ratio_y) if level.mpp else None
-        return View(array, level, ratio_x, ratio_y, mpp, 255 if self.rgb else array.fill)
+        return View(array, level, ratio_x, ratio_y, mpp, 255 if self.rgb else array.fill, self.multiscale.label)
 
     def _at(self, wanted: float, tolerance: float) -> View:
         finest = self.mpp

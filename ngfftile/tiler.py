@@ -9,7 +9,6 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
-import dask
 import numpy as np
 import pyarrow as pa
 import xarray as xr
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from ngfftile import cluster, index
 from ngfftile.coverage import covered_area
-from ngfftile.errors import OptionError
+from ngfftile.errors import NgfftileError, OptionError, StoreError
 from ngfftile.filters import FILTERS, NOMINAL_MPP
 from ngfftile.geometry import Region, Size
 from ngfftile.grid import TileGrid, Tiles
@@ -40,6 +39,7 @@ def tile(
     tissue: Tissue = "otsu",
     min_fraction: float = 0.5,
     mask_mpp: float = MASK_MPP,
+    label: str | None = None,
     scheduler: str = "threads",
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -60,6 +60,8 @@ def tile(
         Least part of a tile's area that must be tissue, 0 to 1. What hangs over counts as no tissue.
     mask_mpp
         Micrometres per pixel that a mask is made at.
+    label
+        Name to store the mask under, as a label image beside the pixels; None stores none.
     scheduler, workers
         As for `convert`; for filters that decide on each tile's pixels.
     progress
@@ -100,10 +102,24 @@ def tile(
         kept = fraction > 0
     else:
         mask = tissue if isinstance(tissue, xr.DataArray) else _mask(opened, function, mask_mpp)
+        mask = mask.compute(scheduler="threads")
+        if label is not None:
+            _keep(opened, label, mask)
         fraction = _fractions(mask, view, tiles, opened.size)
         kept = fraction >= min_fraction
     params = _params(grid, view, name, min_fraction, mask_mpp)
     return _index(opened, view, grid, tiles, fraction, kept, params)
+
+
+def _keep(slide: Slide, label: str, mask: xr.DataArray) -> None:
+    try:
+        slide.labels[label] = mask
+    except OSError as error:
+        if isinstance(error, NgfftileError):
+            raise
+        raise StoreError(
+            f"the mask cannot be stored in it ({error.strerror or error})", slide.url, "Leave it out with --no-label."
+        ) from error
 
 
 def _filter(tissue: Tissue) -> tuple[str, Callable[..., Any] | None]:
@@ -138,8 +154,7 @@ def _mask(slide: Slide, function: Callable[..., Any] | None, mpp: float) -> xr.D
 
 def _fractions(mask: xr.DataArray, view: View, tiles: Tiles, size: Size) -> NDArray[np.float64]:
     """Part of each tile that is tissue, exact by area."""
-    with dask.config.set(scheduler="threads"):
-        pixels = np.asarray(mask.data.compute() if hasattr(mask.data, "compute") else mask.data).astype(bool)
+    pixels = np.asarray(mask.data).astype(bool)
     # A mask made from a level says how it lies; any other covers the whole slide.
     down_x = mask.attrs.get("downsample_x") or size.x / pixels.shape[1]
     down_y = mask.attrs.get("downsample_y") or size.y / pixels.shape[0]

@@ -61,6 +61,8 @@ class View:
         Delivered micrometres per pixel.
     fill
         Value of what lies outside: 255 for RGB, else the store's fill value.
+    nearest
+        Whether a pixel is the nearest one of the level, not the area mean: labels.
     """
 
     array: LevelArray
@@ -69,6 +71,7 @@ class View:
     ratio_y: float
     mpp: Mpp | None
     fill: int
+    nearest: bool = False
 
     @cached_property
     def size(self) -> Size:
@@ -102,6 +105,10 @@ class View:
         x0, x1 = resample.input_range(region.x, region.width, self.ratio_x, self.level.size.x)
         y0, y1 = resample.input_range(region.y, region.height, self.ratio_y, self.level.size.y)
         pixels = self.array.read(Region(x0, y0, x1 - x0, y1 - y0))
+        if self.nearest:
+            rows = ((np.arange(region.y, region.bottom) + 0.5) * self.ratio_y).astype(np.int64) - y0
+            cols = ((np.arange(region.x, region.right) + 0.5) * self.ratio_x).astype(np.int64) - x0
+            return pixels[:, rows[:, None], cols]
         out = np.empty((len(pixels), region.height, region.width), pixels.dtype)
         # In strips that stay in the cache: on a whole block, memory would cost more than the arithmetic.
         for y in range(0, region.height, _STRIP):

@@ -15,7 +15,7 @@ FLOORS = [
     {"store", "codecs", "cluster"},
     {"shards"},
     {"sources.protocol", "sources.ifd", "sources.metadata", "sources.tiff", "sources.openslide", "sources"},
-    {"view", "filters", "picture"},
+    {"view", "filters", "picture", "labels"},
     {"slide"},
     {"index"},
     {
@@ -35,7 +35,7 @@ DOORS = {
     "zarr": {"store", "shards", "codecs"},
     "tifffile": {"sources.tiff", "synthetic.svs"},
     "openslide": {"sources.openslide"},
-    "dask": {"cluster", "slide", "filters", "tiler"},
+    "dask": {"cluster", "slide", "filters"},
     "distributed": {"cluster"},
     "pyarrow": {"index", "tiler"},
     "typer": {"cli"},

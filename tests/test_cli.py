@@ -88,6 +88,7 @@ def test_convert_and_tile(svs, tmp_path):
     assert "kept" in out
     index = nt.Index.from_parquet(tmp_path / "t")
     assert 0 < len(index) < 11 * 8
+    assert list(nt.open(tmp_path / "x.ome.zarr").labels) == ["tissue"]
     picture = Image.open(tmp_path / "t" / "pictures" / "x.png")
     assert picture.width >= 420
 
@@ -177,6 +178,14 @@ def test_a_target_that_may_not_be_written_is_said(svs, tmp_path):
     (tmp_path / "x.ome.zarr.partial").write_text("in the way")
     result = run("convert", svs, "-o", tmp_path / "x.ome.zarr", code=1)
     assert "x.ome.zarr.partial" in result.stderr
+
+
+def test_a_store_that_may_not_be_written_is_tiled_with_no_label(store, tmp_path):
+    shutil.copytree(store, tmp_path / "x.ome.zarr")
+    (tmp_path / "x.ome.zarr" / "labels").write_text("in the way, as for a user without leave to write")
+    result = run("tile", tmp_path / "x.ome.zarr", "-o", tmp_path / "t", "--level", 0, code=1)
+    assert "--no-label" in result.stderr
+    run("tile", tmp_path / "x.ome.zarr", "-o", tmp_path / "t", "--level", 0, "--no-label")
 
 
 def test_a_filter_of_ones_own_from_the_command_line(store, tmp_path):

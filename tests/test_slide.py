@@ -6,9 +6,11 @@ import shutil
 
 import dask
 import numpy as np
+import ome_zarr_models
 import pytest
 import tifffile
 import xarray as xr
+import yaozarrs
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -250,3 +252,47 @@ def test_a_missing_or_damaged_shard_is_an_error_never_white(store, tmp_path):
     shard.unlink()
     with pytest.raises(StoreError, match="0/c/0/1/1 is missing"):
         nt.open(tmp_path / "x.zarr").image(level=0).compute()
+
+
+def test_a_mask_becomes_a_label_with_the_slides_levels(store, tmp_path):
+    shutil.copytree(store, tmp_path / "x.ome.zarr")
+    slide = nt.open(tmp_path / "x.ome.zarr")
+    mask = nt.filters.otsu(slide.image(mpp=8.0))
+    slide.labels["tissue"] = mask
+    assert list(slide.labels) == ["tissue"]
+    label = slide.labels["tissue"]
+    assert [k.size for k in label.levels] == [k.size for k in slide.levels]
+    assert [k.mpp for k in label.levels] == [k.mpp for k in slide.levels]
+    whole = mask.to_numpy()
+    for level in label.levels:
+        y, x = (((np.arange(n) + 0.5) * level.downsample / 16).astype(int) for n in (level.size.y, level.size.x))
+        expected = np.pad(whole, ((0, 1), (0, 1)))[np.ix_(np.minimum(y, len(whole)), np.minimum(x, whole.shape[1]))]
+        assert np.array_equal(label.image(level=level.index)[0].to_numpy(), expected)
+        assert np.array_equal(zarr.open_array(label.store.root / str(level.index), mode="r")[0], expected)
+    assert label.facts["made"]["filter"] == "otsu"
+    assert set(np.unique(label.image(mpp=3.3))) <= {0, 1}
+    yaozarrs.validate_zarr_store(str(tmp_path / "x.ome.zarr"))
+    yaozarrs.validate_zarr_store(str(label.store.root))
+    group = zarr.open_group(tmp_path / "x.ome.zarr", mode="r")
+    assert group["labels"].attrs["ome"]["labels"] == ["tissue"]
+    ome_zarr_models.open_ome_zarr(zarr.open_group(label.store.root, mode="r"))
+    slide.labels["tissue"] = mask ^ True
+    replaced = slide.labels["tissue"].image(level=4)[0].to_numpy()
+    assert (replaced[:-2, :-2] != expected[:-2, :-2]).all()
+    assert sorted(p.name for p in (tmp_path / "x.ome.zarr" / "labels").iterdir()) == ["tissue", "zarr.json"]
+
+
+def test_labels_of_any_number_of_classes_and_what_cannot_be_one(store, tmp_path):
+    shutil.copytree(store, tmp_path / "x.ome.zarr")
+    slide = nt.open(tmp_path / "x.ome.zarr")
+    classes = xr.DataArray(np.arange(12, dtype=np.uint16).reshape(3, 4) * 300, dims=("y", "x"))
+    slide.labels["classes"] = classes
+    image = slide.labels["classes"].image(level=0)[0].to_numpy()
+    assert (image[0, 0], image[0, -1], image[-1, -1]) == (0, 900, 3300)
+    for name in ("../x", "", ".hidden", "a/b", "x.partial"):
+        with pytest.raises(OptionError):
+            slide.labels[name] = classes
+    with pytest.raises(OptionError, match="unsigned"):
+        slide.labels["float"] = classes.astype(float)
+    with pytest.raises(KeyError):
+        slide.labels["none"]

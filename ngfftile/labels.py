@@ -1,0 +1,183 @@
+"""Label images beside the pixels: a mask at any resolution becomes ``labels/<name>``, with as many levels as the slide.
+
+Each pixel of each level takes the label that lies under its centre. Most chunks of a mask are one value: those of 0 are
+not stored, and the others are compressed once, so that a label costs little even where its level 0 has 8 gigapixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ngfftile import cluster, ngff, shards
+from ngfftile.codecs import Codec
+from ngfftile.errors import OptionError, StoreError
+from ngfftile.geometry import Size
+from ngfftile.pyramid import Shard
+from ngfftile.shards import Layout
+from ngfftile.store import ROOT, Draft, Store
+
+Array = NDArray[Any]
+LAYOUT = Layout(chunk=256, shard=4096, depth=1, fill=0)
+
+
+@dataclass(frozen=True)
+class LabelJob:
+    """All that a task needs to know.
+
+    Parameters
+    ----------
+    store
+        The label's own store.
+    mask
+        (y, x) of an integer dtype.
+    sizes
+        Of the levels.
+    steps_x, steps_y
+        Mask pixels per pixel of each level.
+    """
+
+    store: Store
+    mask: Array
+    sizes: tuple[Size, ...]
+    steps_x: tuple[float, ...]
+    steps_y: tuple[float, ...]
+
+    def shards(self) -> list[Shard]:
+        """All shards of all levels."""
+        side = LAYOUT.shard
+        return [
+            Shard(k, 0, row, col)
+            for k, size in enumerate(self.sizes)
+            for row in range(-(-size.y // side))
+            for col in range(-(-size.x // side))
+        ]
+
+    @cached_property
+    def _padded(self) -> Array:
+        """The mask with a border of 0 below and to the right: what the mask does not reach has no label."""
+        return np.pad(self.mask, ((0, 1), (0, 1)))
+
+    def under(self, level: int, axis: str, start: int, stop: int) -> NDArray[np.int64]:
+        """Mask pixel under the centre of each pixel of a level along one axis."""
+        step, size = (
+            (self.steps_x[level], self.mask.shape[1]) if axis == "x" else (self.steps_y[level], self.mask.shape[0])
+        )
+        places = ((np.arange(start, stop) + 0.5) * step).astype(np.int64)
+        return np.minimum(places, size)
+
+    def write(self, shard: Shard) -> None:
+        """Task: write one shard."""
+        size, side = self.sizes[shard.level], LAYOUT.chunk
+        across = LAYOUT.shard // side
+        encoded: list[bytes | None] = [None] * across**2
+        constant: dict[Any, bytes] = {}
+        top, left = shard.row * LAYOUT.shard, shard.col * LAYOUT.shard
+        for y in range(top, min(top + LAYOUT.shard, size.y), side):
+            rows = self.under(shard.level, "y", y, min(y + side, size.y))
+            for x in range(left, min(left + LAYOUT.shard, size.x), side):
+                cols = self.under(shard.level, "x", x, min(x + side, size.x))
+                window = self._padded[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+                encoded[(y - top) // side * across + (x - left) // side] = _encode(window, rows, cols, constant)
+        self.store.write(shard.key, *shards.assemble(encoded))
+
+
+def _encode(window: Array, rows: Array, cols: Array, constant: dict[Any, bytes]) -> bytes | None:
+    """One chunk, compressed; None where all is 0."""
+    value = window[0, 0]
+    key = (value, len(rows), len(cols)) if (window == value).all() else None
+    if key is not None and value == 0:
+        return None
+    if key in constant:
+        return constant[key]
+    chunk = np.zeros((LAYOUT.chunk, LAYOUT.chunk), window.dtype)
+    chunk[: len(rows), : len(cols)] = window[np.ix_(rows - rows[0], cols - cols[0])]
+    data = Codec().encode(chunk.data)
+    if key is not None:
+        constant[key] = data
+    return data
+
+
+def write_label(
+    store: Store,
+    name: str,
+    mask: Array,
+    image: ngff.Multiscale,
+    sizes: Sequence[Size],
+    downsamples: Sequence[tuple[float, float]],
+    about: dict[str, Any],
+) -> None:
+    """Write a mask as the label image ``labels/<name>`` of a slide; one of that name is replaced.
+
+    Parameters
+    ----------
+    store
+        Of the slide.
+    mask
+        bool or unsigned integers, (y, x).
+    image
+        The slide's metadata, for axes, scales and unit.
+    sizes, downsamples
+        Of the slide's levels; the downsamples along x and y are relative to the mask: mask pixels per level pixel.
+    about
+        What made it.
+
+    Raises
+    ------
+    OptionError
+        A name or a dtype that cannot be a label's.
+    StoreError
+        A store of version 0.4, which has no place for a sharded label.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name) or name.endswith((".partial", ".replaced")):
+        raise OptionError(f"label is named {name!r}", str(store), "Use letters, digits, dot, dash and underscore.")
+    if mask.ndim != 2 or mask.dtype.kind not in "bu" or not mask.size:
+        raise OptionError(f"label is {mask.dtype} {mask.shape}", str(store), "Give bool or unsigned integers, (y, x).")
+    if not (store.root / ROOT).exists():
+        raise StoreError("is not OME-Zarr 0.5", str(store), "Convert it to 0.5 to keep labels in it.")
+    values = mask.astype(np.uint8) if mask.dtype == bool else np.ascontiguousarray(mask)
+    draft = Draft(store.root / "labels" / name)
+    with draft.held():
+        job = LabelJob(draft.store, values, tuple(sizes), *zip(*downsamples, strict=True))
+        digest = hashlib.sha256(values.tobytes()).hexdigest()
+        draft.begin({"mask": digest, "shape": values.shape, "about": about}, overwrite=True)
+        for k, size in enumerate(sizes):
+            shards.create(draft.store, str(k), (1, size.y, size.x), values.dtype.name, LAYOUT, Codec())
+        _run(job)
+        found = [int(v) for v in np.unique(values) if v]
+        ome = ngff.label_attributes(name, image, found, [str(k) for k in range(len(sizes))], about)
+        attributes = {"ome": ome, "ngfftile": {"schema": ngff.SCHEMA, "status": "complete", "made": about}}
+        draft.commit(attributes, {shard.key for shard in job.shards()})
+    _list(store, name)
+
+
+def _run(job: LabelJob) -> None:
+    tasks: dict[Hashable, Any] = {
+        ("label", *shard.key.split("/")): (LabelJob.write, job, shard) for shard in job.shards()
+    }
+    tasks["done"] = (_collect, list(tasks))
+    cluster.run(tasks, "done", done=lambda _: None)
+
+
+def _collect(_: object) -> None:
+    """Task: all shards are written."""
+
+
+def names(store: Store) -> tuple[str, ...]:
+    """Labels that the store lists."""
+    if not (store.root / "labels" / ROOT).exists():
+        return ()
+    listed = store.json(f"labels/{ROOT}").get("attributes", {}).get("ome", {}).get("labels", [])
+    return tuple(str(name) for name in listed)
+
+
+def _list(store: Store, name: str) -> None:
+    every = sorted({*names(store), name})
+    store.create_group("labels", {"ome": {"version": ngff.VERSION, "labels": every}})
