@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
 import dask
 from dask.callbacks import Callback
@@ -16,7 +18,7 @@ from ngfftile.errors import OptionError
 
 Graph = Mapping[Hashable, Any]
 Done = Callable[[Hashable], None]
-_TOPIC = "ngfftile-done"
+_ADDRESSES = ("tcp://", "tls://", "ws://", "wss://", "ucx://")
 
 
 def default_workers() -> int:
@@ -35,7 +37,7 @@ def check(scheduler: str, workers: int | None) -> None:
     OptionError
         An unknown scheduler, or fewer than one worker.
     """
-    if scheduler not in {"threads", "processes"} and "://" not in scheduler:
+    if scheduler not in {"threads", "processes"} and not scheduler.startswith(_ADDRESSES):
         raise OptionError(
             f"scheduler is {scheduler!r}",
             mend="Use threads, processes, or a dask scheduler's address (tcp://host:port).",
@@ -65,11 +67,16 @@ def run(graph: Graph, key: Hashable, *, scheduler: str = "threads", workers: int
     """
     check(scheduler, workers)
     if scheduler == "threads":
-        with _Report(done):
-            return get(dict(graph), key, num_workers=workers or default_workers())
+        # The pool is left only when all its threads have ended: after an error nothing goes on in the background.
+        with _Report(done), ThreadPoolExecutor(workers or default_workers()) as pool:
+            return get(dict(graph), key, pool=pool)
+    # A scheduler takes tasks of one name for one task, whoever sends them: each run has names of its own.
+    run_id = uuid4().hex
     with _client(scheduler, workers or default_workers()) as client:
-        client.subscribe_topic(_TOPIC, lambda event: done(_as_key(event[1])))
-        return client.get({k: _reporting(k, task) for k, task in graph.items()}, key)
+        client.subscribe_topic(run_id, lambda event: done(_as_key(event[1])))
+        return client.get(
+            {_named(k, run_id): _reporting(k, task, graph, run_id) for k, task in graph.items()}, _named(key, run_id)
+        )
 
 
 class _Report(Callback):  # type: ignore[misc]  # dask.callbacks has no types
@@ -77,9 +84,18 @@ class _Report(Callback):  # type: ignore[misc]  # dask.callbacks has no types
         super().__init__(posttask=lambda key, *_: done(key))
 
 
-def _reporting(key: Hashable, task: Any) -> Any:
-    # As text, for dask would take the key itself for the task's value.
-    return (_run_and_tell, json.dumps(key), *task) if isinstance(task, tuple) and callable(task[0]) else task
+def _named(key: Hashable, run_id: str) -> Hashable:
+    return (f"{key[0]}-{run_id}", *key[1:]) if isinstance(key, tuple) else f"{key}-{run_id}"
+
+
+def _reporting(key: Hashable, task: tuple[Any, ...], graph: Graph, run_id: str) -> Any:
+    def renamed(argument: Any) -> Any:
+        if isinstance(argument, list):
+            return [renamed(one) for one in argument]
+        return _named(argument, run_id) if isinstance(argument, tuple | str) and argument in graph else argument
+
+    # The key as text, for dask would take the key itself for the task's value.
+    return (_run_and_tell, run_id, json.dumps(key), *map(renamed, task))
 
 
 def _as_key(text: str) -> Hashable:
@@ -87,11 +103,11 @@ def _as_key(text: str) -> Hashable:
     return tuple(key) if isinstance(key, list) else str(key)
 
 
-def _run_and_tell(key: str, function: Callable[..., Any], *arguments: Any) -> Any:
+def _run_and_tell(run_id: str, key: str, function: Callable[..., Any], *arguments: Any) -> Any:
     import distributed
 
     value = function(*arguments)
-    distributed.get_worker().log_event(_TOPIC, key)
+    distributed.get_worker().log_event(run_id, key)
     return value
 
 

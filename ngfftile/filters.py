@@ -22,6 +22,7 @@ from skimage.filters import threshold_otsu
 from skimage.morphology import remove_small_holes, remove_small_objects
 
 from ngfftile.errors import OptionError
+from ngfftile.registry import resolve
 
 Array = NDArray[Any]
 Value = Literal["auto", "saturation", "grey"]
@@ -71,6 +72,22 @@ def std(tile: Array, below: float = 8.0) -> bool:
     return bool(n * squares - total * total > below * below * n * n)
 
 
+def named(name: str) -> Callable[..., Any]:
+    """The filter of that name: built in, or ``package.module:function``.
+
+    Raises
+    ------
+    OptionError
+        No such filter.
+    """
+    return resolve(name, FILTERS, "filter")
+
+
+def decides_by_tile(function: Callable[..., Any]) -> bool:
+    """Whether a filter is marked with `per_tile`; a `functools.partial` is what it is made from."""
+    return bool(getattr(function, "per_tile", getattr(getattr(function, "func", None), "per_tile", False)))
+
+
 def otsu(
     image: xr.DataArray,
     *,
@@ -88,8 +105,9 @@ def otsu(
     image
         Lazy (c, y, x), as `Slide.image` gives it, at about 8 µm per pixel.
     value
-        ``saturation`` (of HSV: stain on clear glass), ``grey`` (brightness, tissue brighter: fluorescence), or
-        ``auto``: grey where the channels are not RGB or the median is dark, else saturation.
+        ``saturation`` (of HSV: stain on clear glass), ``grey`` (brightness; the side of the slide's median is the
+        ground, so fluorescence is what shines and grey brightfield what is dark), or ``auto``: grey where the channels
+        are not RGB or the median is dark, else saturation.
     smooth_um, close_um, open_um
         Width of the median before the threshold, and radius of the discs of closing and opening after it, in
         micrometres; 0 leaves the step out. A slide without mpp counts as 8 µm per pixel.
@@ -116,7 +134,10 @@ def otsu(
     step_x, step_y = (image.attrs.get(f"mpp_{axis}") or NOMINAL_MPP for axis in "xy")
     data = image.data if isinstance(image.data, da.Array) else da.from_array(image.data)
     data = data.rechunk({0: -1})
-    rgb = bool(image.attrs.get("rgb")) and data.shape[0] == 3
+    rgb = bool(image.attrs.get("rgb")) and data.shape[0] == 3 and data.dtype.kind == "u"
+    if rgb and data.dtype != np.uint8:
+        bits = 8 * (data.dtype.itemsize - 1)
+        data = data.map_blocks(lambda block: (block >> bits).astype(np.uint8), dtype=np.uint8, meta=_EMPTY)
     grey = data.map_blocks(_grey, drop_axis=0, dtype=data.dtype, meta=np.empty((0, 0), data.dtype))
     scaled = grey if grey.dtype == np.uint8 else _to_bins(grey)
     if rgb and value != "grey":
@@ -124,7 +145,11 @@ def otsu(
         shown = da.map_blocks(_saturation, data, dark, drop_axis=0, dtype=np.uint8, meta=np.empty((0, 0), np.uint8))
         least = _LEAST_SATURATION
     else:
-        shown, dark, least = scaled, da.ones((), bool), 0
+        # Tissue is the side that the middle of the slide's pixels is not on: bright on dark, dark on bright.
+        dark, least = da.ones((), bool), 0
+        shown = da.map_blocks(
+            _bright, scaled, _histogram(scaled), dtype=scaled.dtype, meta=np.empty((0, 0), scaled.dtype)
+        )
     shown = _near(shown, _median, _odd(smooth_um / step_y), _odd(smooth_um / step_x))
     bar = da.map_blocks(_threshold, _histogram(shown), dark, least=least, **_SCALAR)
     mask = shown > bar
@@ -141,6 +166,7 @@ def otsu(
     return xr.DataArray(mask, coords, ("y", "x"), "tissue", image.attrs | {"filter": "otsu", "options": options})
 
 
+_EMPTY = np.empty((0, 0, 0), np.uint8)
 _SCALAR: dict[str, Any] = {"drop_axis": 0, "dtype": np.float64, "meta": np.empty((), np.float64)}
 
 
@@ -193,6 +219,13 @@ def _histogram(values: da.Array) -> da.Array:
     counts = values.map_blocks(count, chunks=chunks, new_axis=2, dtype=np.int64, meta=np.empty((0, 0, 0), np.int64))
     total: da.Array = counts.sum(axis=(0, 1)).rechunk(-1)
     return total
+
+
+def _bright(block: Array, counts: Array) -> Array:
+    """Grey with the ground dark: turned round where the slide's median is in the upper half."""
+    top = len(counts) - 1
+    median = np.searchsorted(np.cumsum(counts), counts.sum() / 2)
+    return (top - block).astype(block.dtype) if median > top / 2 else block
 
 
 def _is_dark(counts: Array) -> Array:

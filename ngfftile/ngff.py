@@ -6,6 +6,7 @@ ome-zarr-models'; what is added here is what they lack: the RGB display block, h
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -218,11 +219,20 @@ def _datasets(multiscale: Any) -> tuple[Dataset, ...]:
 
 def _channels(ome: Mapping[str, Any]) -> tuple[Channel, ...]:
     found = []
-    for i, c in enumerate(ome.get("omero", {}).get("channels", [])):
-        window = c.get("window", {})
-        shown = (float(window["start"]), float(window["end"])) if {"start", "end"} <= window.keys() else None
-        found.append(Channel(str(c.get("label", f"channel {i}")), str(c.get("color", "FFFFFF")).lstrip("#"), shown))
+    omero = ome.get("omero")
+    listed = omero.get("channels") if isinstance(omero, dict) else None
+    for i, entry in enumerate(listed if isinstance(listed, list) else []):
+        c = entry if isinstance(entry, dict) else {}
+        window = c.get("window")
+        ends = [window.get(end) for end in ("start", "end")] if isinstance(window, dict) else []
+        shown = (float(ends[0]), float(ends[1])) if ends and all(isinstance(e, int | float) for e in ends) else None
+        found.append(Channel(str(c.get("label", f"channel {i}")), _color(c.get("color")), shown))
     return tuple(found)
+
+
+def _color(text: Any) -> str:
+    found = re.fullmatch(r"#?([0-9A-Fa-f]{6})(?:[0-9A-Fa-f]{2})?", str(text))
+    return found[1] if found else "FFFFFF"
 
 
 def parse(attributes: Mapping[str, Any], where: str) -> Multiscale:
@@ -234,7 +244,7 @@ def parse(attributes: Mapping[str, Any], where: str) -> Multiscale:
         No multiscale, or one that the specification does not allow.
     """
     ome = attributes.get("ome", attributes)
-    if "multiscales" not in ome:
+    if not isinstance(ome, dict) or "multiscales" not in ome:
         raise StoreError("no multiscales in its attributes", where, "Is this the root of an OME-Zarr image?")
     try:
         # 0.4 keeps the block at the top, 0.5 and later under "ome".
@@ -244,6 +254,8 @@ def parse(attributes: Mapping[str, Any], where: str) -> Multiscale:
         place = ".".join(str(part) for part in first["loc"])
         raise StoreError(f"{place}: {first['msg']}", where, "The metadata break the OME-Zarr specification.") from error
     image = checked.multiscales[0]
+    if any(not s > 0 for data in _datasets(image) for s in data.scale):
+        raise StoreError("a scale that is not above 0", where, "The metadata break the OME-Zarr specification.")
     units = {axis.unit for axis in image.axes if axis.name in ("x", "y")}
     return Multiscale(
         str(image.name or ""),

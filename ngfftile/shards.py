@@ -130,10 +130,10 @@ def assemble(chunks: Sequence[bytes | None]) -> Iterator[bytes]:
 
 
 class _Recent:
-    """The shard indexes read last, by object and its version; bounded."""
+    """The shard indexes read last, by object and its version; bounded by their bytes."""
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self._most, self._bytes = most, 0
         self._held: OrderedDict[object, Array] = OrderedDict()
         self._lock = Lock()
 
@@ -145,12 +145,13 @@ class _Recent:
         value = read()
         with self._lock:
             self._held[key] = value
-            if len(self._held) > self._most:
-                self._held.popitem(last=False)
+            self._bytes += value.nbytes
+            while self._bytes > self._most and len(self._held) > 1:
+                self._bytes -= self._held.popitem(last=False)[1].nbytes
         return value
 
 
-_indexes = _Recent(4096)  # 4 KiB each at chunk 256, shard 4096: 16 MiB at the most
+_indexes = _Recent(32 << 20)  # 4 KiB each at chunk 256 and shard 4096
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ resumed run needs no journal, only a listing.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from typing import Any, Self
 import zarr
 import zarr.errors
 import zarr.storage
+from zarr.core.buffer import default_buffer_prototype
 
 from ngfftile.errors import ExistsError, MissingError, OptionError, StoreError
 
@@ -139,11 +141,24 @@ class Store:
             document = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:
             raise MissingError(f"{key} is missing", str(self)) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(f"{key} is not JSON ({error})", str(self), "The store is damaged.") from error
         if not isinstance(document, dict):
             raise StoreError(f"{key} holds no JSON object", str(self), "The store is damaged.")
         return document
+
+    def inside(self, path: str) -> str:
+        """A path that metadata name, if it stays in the store.
+
+        Raises
+        ------
+        StoreError
+            It leads out of the store, by its words or by a link.
+        """
+        clean = bool(path) and not path.startswith("/") and ":" not in path and ".." not in path.split("/")
+        if not clean or not (self.root / path).resolve().is_relative_to(self.root.resolve()):
+            raise StoreError(f"path {path!r} leaves the store", str(self), "It is damaged, or not to be trusted.")
+        return path
 
     def whole(self, key: str) -> bytes:
         """A whole object."""
@@ -153,6 +168,8 @@ class Store:
     def write(self, key: str, *parts: bytes) -> None:
         """Write one object: temporary name, sync, rename."""
         path = self.root / key
+        if not self.root.is_dir():
+            raise StoreError("the folder is gone", str(self), "Was it removed while it was written?")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -167,13 +184,18 @@ class Store:
 
     def write_json(self, key: str, document: dict[str, Any]) -> None:
         """Write one JSON object; the same document gives the same bytes."""
-        self.write(key, json.dumps(document, indent=1, ensure_ascii=False).encode())
+        self.write(key, json.dumps(document, indent=1).encode())
 
     def keys(self) -> Iterator[str]:
         """Names of all objects; temporary ones are left out."""
         for folder, _, files in os.walk(self.root):
             inside = Path(folder).relative_to(self.root)
             yield from ((inside / name).as_posix() for name in files if not name.startswith("."))
+
+    def sizes(self, path: str) -> list[tuple[str, int]]:
+        """Names and sizes of the objects below a path, in order."""
+        root = self.root / path
+        return sorted((p.relative_to(root).as_posix(), p.stat().st_size) for p in root.rglob("*") if p.is_file())
 
     def size(self) -> int:
         """Bytes of all objects together."""
@@ -193,11 +215,11 @@ class Store:
             raise StoreError(f"array {path!r} cannot be opened ({error})", str(self)) from error
 
     def create_array(self, path: str, **spec: Any) -> None:
-        """Write an array's metadata, by zarr-python, if they are not there; ``spec`` is `zarr.create_array`'s."""
-        if (self.root / path / ROOT).exists():
-            return  # a draft that goes on: its plan says that they are the same
-        # Given the array's own folder as the store, zarr makes no group above it: the root must come last.
-        zarr.create_array(zarr.storage.LocalStore(self.root / path), **spec)
+        """Write an array's metadata, as zarr-python has them; ``spec`` is `zarr.create_array`'s."""
+        # In memory, since zarr would neither sync the file nor leave out the groups above it: the root comes last.
+        array = zarr.create_array(zarr.storage.MemoryStore(), **spec)
+        document = array.metadata.to_buffer_dict(default_buffer_prototype())[ROOT]
+        self.write(f"{path}/{ROOT}", document.to_bytes())
 
     def create_group(self, path: str, attributes: dict[str, Any]) -> None:
         """Write a group's metadata."""
@@ -223,7 +245,7 @@ class Draft:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes out; the system lets go of a process that dies.
+        """Keep other processes out, where the file system has locks; it lets go of a process that dies.
 
         Raises
         ------
@@ -235,10 +257,13 @@ class Draft:
             try:
                 if fcntl is not None:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise ExistsError(
                     "another process is converting into it", str(self.target), "Wait for it, or stop it."
                 ) from error
+            except OSError as error:
+                if error.errno not in {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}:
+                    raise
             yield
 
     def begin(self, plan: dict[str, Any], *, overwrite: bool) -> None:
@@ -261,6 +286,7 @@ class Draft:
             if home.json(PLAN) == json.loads(json.dumps(plan)):
                 for stray in self.store.root.rglob(".*.tmp"):
                     stray.unlink()  # what a killed run had half written
+                self.store.root.mkdir(parents=True, exist_ok=True)
                 return
             if not overwrite:
                 raise ExistsError(
@@ -268,7 +294,8 @@ class Draft:
                     str(self.folder),
                     "Finish it with its own parameters, or use --overwrite (overwrite=True) to drop it.",
                 )
-            shutil.rmtree(self.store.root)
+        # Without a plan, or with another: what lies there is of no known source.
+        shutil.rmtree(self.store.root, ignore_errors=True)
         self.store.root.mkdir(parents=True, exist_ok=True)
         home.write_json(PLAN, plan)
 
@@ -300,7 +327,8 @@ class Draft:
         self.discard()
 
     def discard(self) -> None:
-        """Remove the draft."""
+        """Remove the draft; its plan first, so that what a kill leaves of it is never taken for a draft."""
+        (self.folder / PLAN).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -23,7 +23,9 @@ READERS = {
     "tiff": "ngfftile.sources.tiff:open_tiff",
     "openslide": "ngfftile.sources.openslide:open_openslide",
 }
-_EDGE = 1 << 20  # bytes of each end of a file that its fingerprint covers
+# A fingerprint covers files up to the first size whole, of larger ones both ends and samples between: slides have
+# gigabytes, and the tables of their tiles' places and sizes, which it covers too, change with their pixels.
+_WHOLE, _EDGE, _SAMPLE, _SAMPLES = 16 << 20, 1 << 20, 4096, 1024
 
 
 def readers() -> dict[str, str]:
@@ -48,7 +50,8 @@ def open_source(path: str | Path, reader: str | None = None) -> Source:
     SourceError
         No reader takes it, and the message has each one's reason; or the file is damaged.
     """
-    place = _main_file(local_path(path))
+    given = local_path(path)
+    place = _main_file(given)
     known = readers()
     if reader is not None and reader not in known:
         raise OptionError(f"reader is {reader!r}", mend=f"Use one of {', '.join(known)}.")
@@ -60,18 +63,30 @@ def open_source(path: str | Path, reader: str | None = None) -> Source:
         except RefusedError as error:
             reasons.append((name, error))
         else:
-            return source
+            return _only_one(source, given)
     told = "; ".join(f"{name}: {error.what}" for name, error in reasons)
     mends = [error.mend for _, error in reasons if error.mend]
     raise SourceError(f"no reader takes it ({told})", str(place), mends[0] if mends else "") from reasons[-1][1]
+
+
+def _only_one(source: Source, given: Path) -> Source:
+    """The source, unless its folder holds other slides, which would be left out unsaid."""
+    others = {p for p in given.iterdir() if _is_dicom(p)} - set(source.info.files) if given.is_dir() else set()
+    if others:
+        raise SourceError(
+            f"the folder holds {len(others)} DICOM files of other series", str(given), "Give a file of each slide."
+        )
+    return source
 
 
 def _main_file(path: Path) -> Path:
     """The file to open: of a DICOM folder, any of its files."""
     if not path.exists():
         raise MissingError("nothing there", str(path), "Check the path.")
-    if not path.is_dir():
+    if path.is_file():
         return path
+    if not path.is_dir():
+        raise SourceError("not a file", str(path), "Give a slide file.")
     slides = [p for p in sorted(path.iterdir()) if _is_dicom(p)]
     if not slides:
         raise SourceError("a folder without DICOM files", str(path), "Give a slide file, or its folder of DICOM files.")
@@ -98,10 +113,9 @@ def _check_content(path: Path) -> None:
 def fingerprint(info: SourceInfo) -> str:
     """Identity of a slide's content: the same after a move or a rename.
 
-    Sizes and the first and last MiB of its files, as sha256; not all bytes, since a slide has gigabytes of them. The
-    order of the files is by content, so their names do not count.
+    As sha256. The order of the files is by content, so their names do not count.
     """
-    whole = hashlib.sha256()
+    whole = hashlib.sha256(info.tables)
     for digest in sorted(_digests(info.files)):
         whole.update(digest)
     return whole.hexdigest()
@@ -112,7 +126,13 @@ def _digests(files: tuple[Path, ...]) -> Iterator[bytes]:
         size = path.stat().st_size
         part = hashlib.sha256(size.to_bytes(8, "little"))
         with path.open("rb") as file:
-            part.update(file.read(_EDGE))
-            file.seek(max(0, size - _EDGE))
-            part.update(file.read(_EDGE))
+            if size <= _WHOLE:
+                part.update(file.read())
+            else:
+                part.update(file.read(_EDGE))
+                for i in range(_SAMPLES):
+                    file.seek(_EDGE + (size - 2 * _EDGE) * i // _SAMPLES)
+                    part.update(file.read(_SAMPLE))
+                file.seek(size - _EDGE)
+                part.update(file.read())
         yield part.digest()

@@ -121,7 +121,7 @@ def _describe(path: Path, slide: openslide.OpenSlide) -> SourceInfo:
         mpp=mpp,
         mpp_source=mpp_source,
         levels=tuple(Size(*d) for d in slide.level_dimensions),
-        files=_files(path, vendor),
+        files=_files(path, vendor, properties.get("dicom.SeriesInstanceUID", "")),
         objective_power=metadata.number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
         acquired=metadata.tag_date(properties.get("tiff.DateTime")),
         associated=_associated(properties),
@@ -140,10 +140,16 @@ def _associated(properties: dict[str, str]) -> dict[str, Size]:
     return found
 
 
-def _files(path: Path, vendor: str) -> tuple[Path, ...]:
+def _head(path: Path) -> bytes:
+    # SeriesInstanceUID, (0020,000E), stands before all that can be long (DICOM PS3.6; elements are in order).
+    with path.open("rb") as file:
+        return file.read(1 << 16)
+
+
+def _files(path: Path, vendor: str, series: str) -> tuple[Path, ...]:
     """The files that belong to a slide of many: OpenSlide finds them by these rules."""
     if vendor == "dicom":
-        return tuple(sorted(p for p in path.parent.iterdir() if p.suffix == path.suffix))
+        return tuple(sorted(p for p in path.parent.iterdir() if p.is_file() and series.encode() in _head(p)))
     if vendor == "mirax":
         return (path, *sorted((path.parent / path.stem).iterdir()))
     if path.suffix.lower() in {".vms", ".vmu"}:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ngfftile.errors import SourceError
@@ -53,6 +54,8 @@ class SourceInfo:
         Associated images by role (label, macro, thumbnail), with their sizes.
     properties
         Everything else that the file says, by the vendor's own names.
+    tables
+        The tables of the tiles' places and sizes, or their digest; part of the slide's fingerprint.
     notes
         What a user should know before trusting the slide, a sentence each.
     files
@@ -76,7 +79,15 @@ class SourceInfo:
     associated: Mapping[str, Size] = field(default_factory=dict)
     properties: Mapping[str, str] = field(default_factory=dict)
     icc: bytes | None = None
+    tables: bytes = b""
     notes: tuple[str, ...] = ()
+
+    @property
+    def background(self) -> int:
+        """Value of what the file does not hold: white where the slide is RGB, else 0."""
+        if not self.rgb:
+            return 0
+        return int(np.iinfo(self.dtype).max) if np.dtype(self.dtype).kind in "iu" else 1
 
 
 class Source(Protocol):

@@ -6,6 +6,7 @@ by the vendor's own rules, or bend TIFF are refused here, and read by OpenSlide.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class TiffSource:
         page = series.keyframe
         _check_kind(path, tiff, series, page)
         self._samples = page.samplesperpixel
-        self._planes = tuple(_plane(p) for p in series.pages if p is not None)
+        self._planes = tuple(_plane(p) for p in _pages(path, tiff, series))
         self._tables = page.jpegtables
         self._decoder = page.decode  # tifffile builds it from the open file, once for all pages of the series
         size = Size(page.imagewidth, page.imagelength)
@@ -91,13 +92,10 @@ class TiffSource:
         _check_extent(path, size, tile, self._planes, page, self._file.size)
         for role, index in self._pages.items():
             _check_inside(path, f"{role} image", _plane(tiff.pages[index].aspage()), self._file.size)
-        self.info = _describe(path, tiff, size, tile, self._pages, self._empty_tiles())
+        self.info = _describe(path, tiff, size, tile, self._pages, self._planes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_tiff, (self._path,)
-
-    def _empty_tiles(self) -> int:
-        return sum(plane.counts.count(0) for plane in self._planes)
 
     def read(self, region: Region, first: int, count: int, out: Array) -> None:
         """Decode the tiles that meet a region; see `Source.read`."""
@@ -115,8 +113,7 @@ class TiffSource:
                 wanted = place.clip(region)
                 target = out[wanted.inside(region)]
                 pixels = self._decode(plane, row, col)
-                background = 255 if self.info.rgb else 0
-                target[...] = background if pixels is None else pixels[(*wanted.inside(place), samples)]
+                target[...] = self.info.background if pixels is None else pixels[(*wanted.inside(place), samples)]
 
     def _decode(self, plane: _Plane, row: int, col: int) -> Array | None:
         """One tile, (y, x, sample); None where the file stores none."""
@@ -148,6 +145,15 @@ class TiffSource:
                 f"its {role} image does not decode ({error})", str(self._path), metadata.WITHOUT
             ) from error
         return metadata.as_rgb(pixels)
+
+
+def _pages(path: Path, tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> list[Any]:
+    """The pages of level 0, one for each channel."""
+    pages = list(series.pages)
+    planes = series.shape[0] if series.axes == "CYX" else 1
+    if len(pages) != planes or any(page is None or page.parent is not tiff for page in pages):
+        raise RefusedError(f"{planes} channels, whose planes are missing, in other files, or not pages", str(path))
+    return pages
 
 
 def _check_kind(path: Path, tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, page: tifffile.TiffPage) -> None:
@@ -188,11 +194,10 @@ def _check_extent(
 
 
 def _check_inside(path: Path, what: str, plane: _Plane, file_size: int) -> None:
-    ends = np.asarray(plane.offsets, np.uint64) + np.asarray(plane.counts, np.uint64)
-    if int(ends.max()) > file_size:
+    beyond = sum(offset + count > file_size for offset, count in zip(plane.offsets, plane.counts, strict=True))
+    if beyond:
         raise SourceError(
-            f"{what}: {np.count_nonzero(ends > file_size)} of {len(ends)} tiles or strips lie past the file's end at "
-            f"byte {file_size}",
+            f"{what}: {beyond} of {len(plane.offsets)} tiles or strips lie past the file's end at byte {file_size}",
             str(path),
             "The file is truncated: copy it again.",
         )
@@ -218,7 +223,7 @@ def _associated_pages(tiff: tifffile.TiffFile) -> Iterator[tuple[str, int]]:
 
 
 def _describe(
-    path: Path, tiff: tifffile.TiffFile, size: Size, tile: Size, pages: dict[str, int], empty: int
+    path: Path, tiff: tifffile.TiffFile, size: Size, tile: Size, pages: dict[str, int], planes: tuple[_Plane, ...]
 ) -> SourceInfo:
     series = tiff.series[0]
     page = series.keyframe
@@ -230,11 +235,14 @@ def _describe(
     elif tiff.is_qpi:
         facts = metadata.qptiff([p.description for p in series.pages if p is not None])
     rgb = page.samplesperpixel == 3
-    names = facts.channels or [f"channel {i}" for i in range(1 if rgb else len(series.pages))]
-    colors = facts.colors or [PALETTE[i % len(PALETTE)] for i in range(len(names))]
+    count = 1 if rgb else len(series.pages)
+    names = facts.channels if len(facts.channels) == count else [f"channel {i}" for i in range(count)]
+    colors = facts.colors if len(facts.colors) == count else [PALETTE[i % len(PALETTE)] for i in range(count)]
     mpp, mpp_source = facts.mpp, facts.mpp_source
     if mpp is None and not tiff.is_svs:
         mpp, mpp_source = metadata.tag_mpp(_tag(page, 282), _tag(page, 283), _tag(page, 296))
+    empty = sum(plane.counts.count(0) for plane in planes)
+    tables = hashlib.sha256(repr([(p.offsets, p.counts) for p in planes]).encode()).digest()
     notes = (f"{empty} tiles are not stored in the file; they become background",) if empty else ()
     return SourceInfo(
         reader="tiff",
@@ -254,6 +262,7 @@ def _describe(
         associated={r: Size(tiff.pages[i].imagewidth, tiff.pages[i].imagelength) for r, i in pages.items()},
         properties=facts.properties | _plain_tags(page),
         icc=_tag(page, 34675),
+        tables=tables,
         notes=notes,
     )
 

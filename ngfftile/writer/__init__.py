@@ -112,11 +112,16 @@ def convert(
     slide = open_source(source, reader)
     what = plan_for(slide.info, chunk, shard, codec, mpp, associated, workers)
     place = local_path(target)
+    place = place.resolve() if place.is_symlink() else place  # the store goes where the link leads
     identity = _identity(what)
-    if not overwrite and _finished(place, identity):
-        return Conversion(place, what.pyramid.size.x * what.pyramid.size.y, Store(place).size(), 0.0, 0, 0)
+    pixels = what.pyramid.size.x * what.pyramid.size.y
+    if _finished(place, identity, overwrite=overwrite):
+        return Conversion(place, pixels, Store(place).size(), 0.0, 0, 0)
     draft = Draft(place)
     with draft.held():
+        if _finished(place, identity, overwrite=overwrite):  # another process was faster
+            draft.discard()
+            return Conversion(place, pixels, Store(place).size(), 0.0, 0, 0)
         draft.begin(identity, overwrite=overwrite)
         try:
             write_around(slide, what, draft.store)
@@ -126,9 +131,11 @@ def convert(
         except SourceError:
             draft.discard()
             raise
+        except StoreError as error:
+            raise StoreError(error.what, str(draft.folder), "Remove that folder, and convert again.") from error
     written = what.pyramid.objects - found
     seconds = time.perf_counter() - begun
-    return Conversion(place, what.pyramid.size.x * what.pyramid.size.y, Store(place).size(), seconds, written, found)
+    return Conversion(place, pixels, Store(place).size(), seconds, written, found)
 
 
 def _identity(what: ConversionPlan) -> dict[str, Any]:
@@ -147,11 +154,13 @@ def _identity(what: ConversionPlan) -> dict[str, Any]:
     }
 
 
-def _finished(place: Path, identity: dict[str, Any]) -> bool:
+def _finished(place: Path, identity: dict[str, Any], *, overwrite: bool) -> bool:
     """Whether the target is there, made by the same conversion; another one's is an error."""
-    if not place.exists():
-        if not place.parent.is_dir():
-            raise MissingError("the folder to write into does not exist", str(place.parent), "Create it first.")
+    if not place.parent.is_dir():
+        raise MissingError("the folder to write into does not exist", str(place.parent), "Create it first.")
+    if place.exists() and not place.is_dir():
+        raise ExistsError("is a file, not a store", str(place), "Remove it, or give another target.")
+    if overwrite or not place.exists():
         return False
     try:
         made = Store(place).json(ROOT)["attributes"]["ngfftile"]["conversion"]

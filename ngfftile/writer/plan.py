@@ -183,7 +183,7 @@ def plan_for(
         len(info.channels),
         info.dtype,
         depth=3 if info.rgb else 1,
-        fill=255 if info.rgb else 0,
+        fill=info.background,
         chunk=chunk,
         shard=shard,
         tile=info.tile,
