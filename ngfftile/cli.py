@@ -25,6 +25,7 @@ from rich.text import Text
 
 import ngfftile as nt
 from ngfftile.errors import ExistsError, MissingError, NgfftileError, OptionError
+from ngfftile.locations import local_path
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -230,7 +231,7 @@ def convert(
 @app.command()
 def tile(
     stores: Annotated[list[str], typer.Argument(help="OME-Zarr stores, folders of them, globs.", metavar="STORE...")],
-    directory: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the tables.")],
+    dest: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Folder of the tables.")],
     mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel of the tiles.")] = None,
     level: Annotated[int | None, typer.Option(help="Stored level of the tiles, 0 the finest.")] = None,
     extent: Annotated[int, typer.Option(help="Side of a tile, pixels.")] = 256,
@@ -246,6 +247,10 @@ def tile(
     log_file: Annotated[Path | None, typer.Option(help="Append what happened to each slide.")] = None,
 ) -> None:
     """Find tissue, and write the tile index: DIR/slides, DIR/tiles (Parquet) and DIR/pictures (PNG)."""
+    directory = local_path(dest)
+    sys.path.insert(0, str(Path.cwd()))  # a filter of one's own may lie where one works
+    if tissue != "none":
+        nt.filters.named(tissue)
     grid = nt.TileGrid(extent=extent, stride=stride, mpp=mpp, level=level, edge=edge.value)
 
     def one(store: str, report: Callable[[int, int], None]) -> str:
@@ -261,7 +266,12 @@ def tile(
         )
         index.to_parquet(directory)
         row = index.slides.to_pylist()[0]
-        picture = directory / "pictures" / f"{Path(store).name.removesuffix('.zarr').removesuffix('.ome')}.png"
+        # Stores of one name in different folders have pictures of their own.
+        picture = (
+            directory
+            / "pictures"
+            / f"{Path(store).name.removesuffix('.zarr').removesuffix('.ome')}-{row['id'][:8]}.png"
+        )
         picture.parent.mkdir(exist_ok=True)
         index.picture().save(picture)
         return f"{Path(store).name}: kept {row['n_kept']:,} of {row['n_tiles']:,} tiles; {picture}"
@@ -296,15 +306,15 @@ def _folder(folder: Path, *, stores: bool) -> list[str]:
     else:
         dicom = any(p.suffix.lower() == ".dcm" for p in inside)
         # A folder beside an MRXS or VMS slide holds its data; folders are slides only where they hold DICOM.
-        found = (
-            [str(folder)] if dicom else [str(p) for p in inside if p.suffix.lower() in _SLIDES or any(p.glob("*.dcm"))]
-        )
+        found = [str(folder)] if dicom else []
+        found += [str(p) for p in inside if p.suffix.lower() in _SLIDES or (p.is_dir() and any(p.glob("*.dcm")))]
     if not found:
         raise MissingError(f"no {'stores' if stores else 'slides'} in this folder", str(folder), "Check the path.")
     return found
 
 
 def _targets(inputs: list[str], dest: str) -> dict[str, str]:
+    dest = str(local_path(dest))
     if dest.rstrip("/").endswith(_STORE):
         if len(inputs) > 1:
             raise OptionError(f"{len(inputs)} sources but one store", dest, "Give a folder as the output.")
@@ -342,6 +352,8 @@ def _batch(
 ) -> None:
     """Do one slide after the other; a bad one never stops the rest. Exits 1 or 2 if any failed."""
     outcomes = []
+    if log_file is not None:
+        log_file.open("a", encoding="utf-8").close()  # what cannot be written shows now, not after the work
     for name in inputs:
         with _progress(Path(name).name, unit) as report:
             outcome = _attempt(name, one, report)
@@ -368,7 +380,9 @@ def _attempt(
     except KeyboardInterrupt:
         _err.print(f"stopped at {escape(name)}; the same command goes on from here")
         raise typer.Exit(130) from None
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001 (a filter's or a plug-in's own failure fails its slide, not the rest)
+        if not isinstance(error, OSError):
+            return _Outcome(f"{name}: {type(error).__name__}: {error}", 1)
         # A full disk or a folder without leave to write: the system's own words, and what to do.
         place = error.filename or name
         return _Outcome(f"{place}: {error.strerror or error}. Mend it and run the same command again.", 1)
@@ -398,3 +412,6 @@ def main() -> None:
     except NgfftileError as error:
         _err.print(f"[red]error[/] {escape(str(error))}")
         sys.exit(error.exit_code)
+    except OSError as error:
+        _err.print(f"[red]error[/] {escape(f'{error.filename}: {error.strerror or error}')}")
+        sys.exit(2)

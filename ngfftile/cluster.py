@@ -120,7 +120,7 @@ def _client(scheduler: str, workers: int) -> Iterator[Any]:
             f"scheduler {scheduler!r} needs the package distributed", mend="pip install 'ngfftile[cluster]'"
         ) from error
     if scheduler != "processes":
-        with distributed.Client(scheduler) as client:
+        with distributed.Client(scheduler, set_as_default=False) as client:
             yield client
         return
     with (
@@ -129,6 +129,6 @@ def _client(scheduler: str, workers: int) -> Iterator[Any]:
         distributed.LocalCluster(
             n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
         ) as cluster,
-        distributed.Client(cluster) as client,
+        distributed.Client(cluster, set_as_default=False) as client,
     ):
         yield client

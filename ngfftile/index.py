@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from ngfftile import picture, slide
 from ngfftile.errors import MissingError, OptionError, StoreError
 from ngfftile.geometry import Region
+from ngfftile.locations import local_path
 from ngfftile.slide import Slide
-from ngfftile.store import Store, local_path
+from ngfftile.store import Store
 from ngfftile.view import View
 
 if TYPE_CHECKING:
@@ -82,9 +83,9 @@ class Index:
     Parameters
     ----------
     slides, tiles
-        Tables with at least the columns of `SLIDES` and `TILES`; ``slides.path`` is relative to ``base``.
+        Tables with at least the columns of `SLIDES` and `TILES`.
     base
-        Folder that relative paths start from.
+        Folder that ``slides.path`` starts from where it is relative, as in Parquet.
 
     Examples
     --------
@@ -143,11 +144,16 @@ class Index:
                 raise StoreError(
                     "the store is not the slide that was indexed", opened.url, "Index it again: ngfftile tile."
                 )
-            self._views[slide_id] = (
-                opened.view(level=row["level"])
-                if row["mpp_requested"] is None
-                else opened.view(mpp=row["mpp_requested"])
-            )
+            asked = row["mpp_requested"]
+            view = opened.view(level=row["level"]) if asked is None else opened.view(mpp=asked)
+            now = (view.level.index, view.size.x, view.size.y, view.mpp.x if view.mpp else None)
+            if now != (row["level"], row["extent_x"], row["extent_y"], row["mpp_x"]):
+                raise StoreError(
+                    "its levels or its mpp are not those that were indexed",
+                    opened.url,
+                    "Index it again: ngfftile tile.",
+                )
+            self._views[slide_id] = view
         return self._views[slide_id]
 
     def read(self, i: int) -> Array:
@@ -181,6 +187,8 @@ class Index:
         most
             Longer side of the slide in the picture, pixels.
         """
+        if not self.slides.num_rows:
+            raise OptionError("the index has no slide", "index.picture")
         row = self._row(slide_id or self.slides["id"][0].as_py())
         tiles = self.tiles.filter(pc.equal(self.tiles["slide_id"], row["id"]))
         opened = self.slide(row["id"])
@@ -195,12 +203,14 @@ class Index:
     def to_parquet(self, directory: str | os.PathLike[str]) -> None:
         """Write ``directory/slides`` and ``directory/tiles``; other slides' files there stay as they are.
 
-        Each file appears as a whole, the slide's row last: a killed run leaves the old table or the new one.
+        Each file appears as a whole, the slide's row last. A run that is killed between the two leaves tiles that do
+        not belong to the row: `from_parquet` says so, and the same call mends it.
         """
-        place = local_path(directory)
+        place = Path(os.path.realpath(local_path(directory)))
+        place.mkdir(parents=True, exist_ok=True)
         home = Store(place)
         for row in self.slides.to_pylist():
-            path = os.path.relpath(self.base / row["path"], place)
+            path = os.path.relpath(os.path.realpath(self.base / row["path"]), place)
             about = pa.Table.from_pylist([row | {"path": Path(path).as_posix()}], self.slides.schema)
             kept = self.tiles.filter(pc.equal(self.tiles["slide_id"], row["id"]))
             note = {"ngfftile": json.dumps({"schema_version": SCHEMA_VERSION, **_provenance(row)}, sort_keys=True)}
@@ -218,29 +228,44 @@ class Index:
         StoreError
             A file is damaged, or of a later version.
         """
-        place = local_path(directory)
+        place = Path(os.path.realpath(local_path(directory)))
         if not (place / "slides").is_dir() or not (place / "tiles").is_dir():
             raise MissingError(
                 "no slides/ and tiles/ in it", str(place), "Make an index: ngfftile tile STORE -o DIRECTORY"
             )
-        return cls(_read(place / "slides", SLIDES), _read(place / "tiles", TILES), place)
+        slides, of_slides = _read(place / "slides", SLIDES)
+        tiles, of_tiles = _read(place / "tiles", TILES)
+        for name in of_slides | of_tiles:
+            if of_slides.get(name) != of_tiles.get(name):
+                raise StoreError(
+                    f"tiles/{name} and slides/{name} are of two runs",
+                    str(place),
+                    "Index that slide again: ngfftile tile.",
+                )
+        return cls(slides, tiles, place)
 
     @classmethod
     def concat(cls, indexes: Iterable[Index]) -> Index:
-        """One index of the slides of many."""
-        made = [
-            (
-                index.slides.set_column(
-                    1, "path", pa.array([str(index.base / p) for p in index.slides["path"].to_pylist()])
-                ),
-                index.tiles,
-            )
-            for index in indexes
-        ]
+        """One index of the slides of many.
+
+        Raises
+        ------
+        OptionError
+            A slide is in two of them.
+        """
+        made = []
+        for index in indexes:
+            paths = pa.array([str(index.base / path) for path in index.slides["path"].to_pylist()], pa.string())
+            at = index.slides.schema.get_field_index("path")
+            made.append((index.slides.set_column(at, "path", paths), index.tiles))
+        ids = [i for slides, _ in made for i in slides["id"].to_pylist()]
+        if len(ids) != len(set(ids)):
+            raise OptionError("a slide is there twice", "Index.concat", "An index holds one grid for each slide.")
         if not made:
             return cls(SLIDES.empty_table(), TILES.empty_table(), Path("/"))
         slides, tiles = zip(*made, strict=True)
-        return cls(pa.concat_tables(slides), pa.concat_tables(tiles), Path("/"))
+        both = [pa.concat_tables(t, promote_options="default") for t in (slides, tiles)]
+        return cls(both[0], both[1], Path("/"))
 
 
 def _provenance(row: dict[str, Any]) -> dict[str, Any]:
@@ -260,8 +285,9 @@ def _parquet(table: pa.Table, note: dict[str, str]) -> bytes:
     return whole
 
 
-def _read(folder: Path, schema: pa.Schema) -> pa.Table:
-    tables = []
+def _read(folder: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str, str]]:
+    """All files of a folder as one table, and the params_id that each was written with."""
+    tables, made = [], {}
     for path in sorted(folder.glob("*.parquet")):
         try:
             table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
@@ -271,4 +297,5 @@ def _read(folder: Path, schema: pa.Schema) -> pa.Table:
         if note.get("schema_version", SCHEMA_VERSION) > SCHEMA_VERSION:
             raise StoreError(f"is of table version {note['schema_version']}", str(path), "Install a newer ngfftile.")
         tables.append(table.replace_schema_metadata(None))
-    return pa.concat_tables(tables, promote_options="default") if tables else schema.empty_table()
+        made[path.name] = str(note.get("params_id"))
+    return (pa.concat_tables(tables, promote_options="default") if tables else schema.empty_table()), made

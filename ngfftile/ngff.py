@@ -196,7 +196,7 @@ def label_attributes(name: str, image: Multiscale, values: Sequence[int], paths:
         "metadata": about,
     }
     colors = [{"label-value": v, "rgba": [*bytes.fromhex(PALETTE[v % len(PALETTE)]), 255]} for v in values]
-    label = {"colors": colors, "source": {"image": "../../"}}
+    label = {"source": {"image": "../../"}} | ({"colors": colors} if colors else {})
     ome = {"version": VERSION, "multiscales": [multiscale], "image-label": label}
     ImageLabelAttrs.model_validate(ome)
     return ome
@@ -225,7 +225,8 @@ def _channels(ome: Mapping[str, Any]) -> tuple[Channel, ...]:
         c = entry if isinstance(entry, dict) else {}
         window = c.get("window")
         ends = [window.get(end) for end in ("start", "end")] if isinstance(window, dict) else []
-        shown = (float(ends[0]), float(ends[1])) if ends and all(isinstance(e, int | float) for e in ends) else None
+        numbers = [float(e) for e in ends if isinstance(e, int | float)]
+        shown = (numbers[0], numbers[1]) if len(numbers) == 2 else None
         found.append(Channel(str(c.get("label", f"channel {i}")), _color(c.get("color")), shown))
     return tuple(found)
 

@@ -1,7 +1,8 @@
 """Shrinking by area: the exact 2x mean of the pyramid, and the area mean at any ratio >= 1.
 
 Both are numpy only. Measured by ``benchmarks/shrink.py``: on blocks that fit the cache, pair sums on a wider view of
-the same bytes come within a factor of two of OpenCV's INTER_AREA, which would cost every user 160 MB of installation.
+the same bytes reach 0.4 of the speed of OpenCV's INTER_AREA, and the 2x mean is a twentieth of a conversion's time. It
+would cost every user 160 MB of installation to save half of that.
 """
 
 from __future__ import annotations

@@ -21,9 +21,10 @@ from PIL import Image
 from ngfftile import labels, ngff
 from ngfftile.errors import MissingError, OptionError, ResolutionError, StoreError
 from ngfftile.geometry import Mpp, Region, Size
+from ngfftile.locations import local_path
 from ngfftile.ngff import Multiscale
 from ngfftile.shards import LevelArray
-from ngfftile.store import ROOT, Store, local_path
+from ngfftile.store import ROOT, Store
 from ngfftile.view import Level, View
 
 Array = NDArray[Any]

@@ -26,7 +26,7 @@ import zarr.errors
 import zarr.storage
 from zarr.core.buffer import default_buffer_prototype
 
-from ngfftile.errors import ExistsError, MissingError, OptionError, StoreError
+from ngfftile.errors import ExistsError, MissingError, StoreError
 
 try:
     import fcntl
@@ -80,22 +80,6 @@ class LocalFile:
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
             self.close()
-
-
-def local_path(url: str | os.PathLike[str]) -> Path:
-    """The absolute path of a local path or ``file://`` url.
-
-    Raises
-    ------
-    OptionError
-        Any other scheme.
-    """
-    text = os.fspath(url)
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
-    if "://" in text or not text:
-        raise OptionError(f"{text!r} is not a local path", mend="Give a path or a file:// url.")
-    return Path(os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111 (resolve() would follow links)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from ngfftile import cluster, index
 from ngfftile.coverage import covered_area
 from ngfftile.errors import NgfftileError, OptionError, StoreError
-from ngfftile.filters import FILTERS, NOMINAL_MPP
+from ngfftile.filters import NOMINAL_MPP, decides_by_tile, named
 from ngfftile.geometry import Region, Size
 from ngfftile.grid import TileGrid, Tiles
 from ngfftile.index import Index
-from ngfftile.registry import resolve
 from ngfftile.slide import Slide
 from ngfftile.slide import open as open_slide
 from ngfftile.view import View
@@ -92,22 +91,24 @@ def tile(
     cluster.check(scheduler, workers)
     opened = slide if isinstance(slide, Slide) else open_slide(slide)
     name, function = _filter(tissue)
+    options: dict[str, Any] = _told(function)
     view = opened.view(level=grid.level, mpp=grid.mpp)
     tiles = grid.tiles(view.size)
     if function is None and not isinstance(tissue, xr.DataArray):
         fraction = 1 - tiles.overhang
         kept = np.ones(len(tiles), bool)
-    elif function is not None and getattr(function, "per_tile", False):
+    elif function is not None and decides_by_tile(function):
         fraction = _decide(view, tiles, function, scheduler, workers, progress)
         kept = fraction > 0
     else:
-        mask = tissue if isinstance(tissue, xr.DataArray) else _mask(opened, function, mask_mpp)
+        mask = _whole(tissue, opened) if isinstance(tissue, xr.DataArray) else _mask(opened, function, mask_mpp)
         mask = mask.compute(scheduler="threads")
+        options = _made(mask)
         if label is not None:
             _keep(opened, label, mask)
         fraction = _fractions(mask, view, tiles, opened.size)
         kept = fraction >= min_fraction
-    params = _params(grid, view, name, min_fraction, mask_mpp)
+    params = _params(grid, view, name, min_fraction, options)
     return _index(opened, view, grid, tiles, fraction, kept, params)
 
 
@@ -128,10 +129,28 @@ def _filter(tissue: Tissue) -> tuple[str, Callable[..., Any] | None]:
     if isinstance(tissue, xr.DataArray):
         return str(tissue.attrs.get("filter", tissue.name or "mask")), None
     if isinstance(tissue, str):
-        return tissue, resolve(tissue, FILTERS, "filter")
+        return tissue, named(tissue)
     if not callable(tissue):
         raise OptionError(f"tissue is a {type(tissue).__name__}", "tile", "Give a name, a function, a mask or None.")
-    return f"{tissue.__module__}:{getattr(tissue, '__qualname__', type(tissue).__name__)}", tissue
+    plain = getattr(tissue, "func", tissue)  # of a functools.partial
+    return f"{plain.__module__}:{getattr(plain, '__qualname__', type(plain).__name__)}", tissue
+
+
+def _told(function: Callable[..., Any] | None) -> dict[str, Any]:
+    """What tells a function from others of its name: the arguments of a partial, the code of a lambda."""
+    plain = getattr(function, "func", function)
+    code = getattr(plain, "__code__", None)
+    told = {"arguments": repr((getattr(function, "args", ()), sorted(getattr(function, "keywords", {}).items())))}
+    if code is not None and not str(plain.__module__).startswith("ngfftile."):
+        told["code"] = hashlib.sha256(code.co_code + repr(code.co_consts).encode()).hexdigest()
+    return told
+
+
+def _made(mask: xr.DataArray) -> dict[str, Any]:
+    """What made a mask: its filter's own words, and its pixels."""
+    pixels = np.ascontiguousarray(mask.data)
+    digest = hashlib.sha256(repr(pixels.shape).encode() + np.packbits(pixels).tobytes()).hexdigest()
+    return {"options": mask.attrs.get("options"), "mpp_x": mask.attrs.get("mpp_x"), "mask": digest}
 
 
 def _mask(slide: Slide, function: Callable[..., Any] | None, mpp: float) -> xr.DataArray:
@@ -146,15 +165,37 @@ def _mask(slide: Slide, function: Callable[..., Any] | None, mpp: float) -> xr.D
         image = slide.image(mpp=max(mpp, finest.x, finest.y))
     mask = function(image)
     if not isinstance(mask, xr.DataArray):
-        mask = xr.DataArray(mask, dims=("y", "x"))
-    if mask.dims != ("y", "x"):
-        raise OptionError(f"the filter's mask has dimensions {mask.dims}", "tile", "Return bool (y, x).")
+        mask = xr.DataArray(mask) if getattr(mask, "ndim", 0) != 2 else xr.DataArray(mask, dims=("y", "x"))
+    if mask.shape != image.shape[1:]:
+        raise OptionError(
+            f"the filter made {mask.shape} of an image {image.shape}", "tile", "Return one bool for each pixel, (y, x)."
+        )
+    return _whole(mask.assign_attrs(image.attrs | mask.attrs), slide)
+
+
+def _whole(mask: xr.DataArray, slide: Slide) -> xr.DataArray:
+    """The mask as bool (y, x), if it is one of the whole slide."""
+    if set(mask.dims) != {"y", "x"} or mask.dtype != bool:
+        raise OptionError(
+            f"the mask is {mask.dtype} {mask.dims}", "tile", "Give bool with dimensions y, x: compare with a threshold."
+        )
+    mask = mask.transpose("y", "x")
+    for axis, size in (("x", slide.size.x), ("y", slide.size.y)):
+        step = mask.attrs.get(f"downsample_{axis}")
+        # A view leaves out less than one of its pixels; anything else is a mask that was cut or shrunk since.
+        if step and not -1 < size / step - mask.sizes[axis] < 1:
+            raise OptionError(
+                f"the mask has {mask.sizes[axis]} pixels along {axis}, its downsample_{axis} of {step:g} makes "
+                f"{size / step:g}",
+                "tile",
+                "Give the mask of the whole slide; without these attrs it counts as one.",
+            )
     return mask
 
 
 def _fractions(mask: xr.DataArray, view: View, tiles: Tiles, size: Size) -> NDArray[np.float64]:
     """Part of each tile that is tissue, exact by area."""
-    pixels = np.asarray(mask.data).astype(bool)
+    pixels = np.asarray(mask.data)
     # A mask made from a level says how it lies; any other covers the whole slide.
     down_x = mask.attrs.get("downsample_x") or size.x / pixels.shape[1]
     down_y = mask.attrs.get("downsample_y") or size.y / pixels.shape[0]
@@ -219,17 +260,18 @@ def _join(parts: list[Array]) -> Array:
     return np.concatenate(parts)
 
 
-def _params(grid: TileGrid, view: View, name: str, min_fraction: float, mask_mpp: float) -> dict[str, Any]:
+def _params(grid: TileGrid, view: View, name: str, min_fraction: float, options: dict[str, Any]) -> dict[str, Any]:
     extent, stride = Size.of(grid.extent), Size.of(grid.stride or grid.extent)
     return {
-        "extent": [extent.x, extent.y],
-        "stride": [stride.x, stride.y],
-        "mpp": grid.mpp,
-        "level": grid.level,
+        # Numbers of one value are one parameter, whatever their type.
+        "extent": [int(extent.x), int(extent.y)],
+        "stride": [int(stride.x), int(stride.y)],
+        "mpp": None if grid.mpp is None else float(grid.mpp),
+        "level": None if grid.level is None else int(grid.level),
         "edge": grid.edge,
         "filter": name,
-        "min_fraction": min_fraction,
-        "mask_mpp": mask_mpp,
+        "min_fraction": float(min_fraction),
+        "options": options,
         "delivered_level": view.level.index,
         "schema": index.SCHEMA_VERSION,
     }
@@ -254,7 +296,7 @@ def _index(
     row = {
         "id": slide.id,
         "path": slide.url,
-        "source": slide.facts.get("source", {}).get("name"),
+        "source": (slide.facts.get("source") or {}).get("name"),
         "extent_x": view.size.x,
         "extent_y": view.size.y,
         "tile_extent_x": tiles.extent.x,
@@ -265,13 +307,13 @@ def _index(
         "mpp_y": view.mpp.y if view.mpp else None,
         "level": view.level.index,
         "downsample": view.downsample_x,
-        "mpp_requested": grid.mpp,
+        "mpp_requested": params["mpp"],
         "edge": grid.edge,
         "filter": params["filter"],
         "min_fraction": params["min_fraction"],
         "n_tiles": len(tiles),
         "n_kept": len(these),
-        "params_id": hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:32],
+        "params_id": hashlib.sha256(json.dumps(params, sort_keys=True, default=str).encode()).hexdigest()[:32],
         "status": "complete",
         "error": None,
     }

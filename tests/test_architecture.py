@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ngfftile"
 FLOORS = [
     {"errors"},
-    {"geometry", "registry"},
+    {"geometry", "registry", "locations"},
     {"grid", "coverage", "resample", "pyramid", "ngff"},
     {"store", "codecs", "cluster"},
     {"shards"},

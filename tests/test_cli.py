@@ -89,7 +89,7 @@ def test_convert_and_tile(svs, tmp_path):
     index = nt.Index.from_parquet(tmp_path / "t")
     assert 0 < len(index) < 11 * 8
     assert list(nt.open(tmp_path / "x.ome.zarr").labels) == ["tissue"]
-    picture = Image.open(tmp_path / "t" / "pictures" / "x.png")
+    picture = Image.open(tmp_path / "t" / "pictures" / f"x-{index.slides['id'][0].as_py()[:8]}.png")
     assert picture.width >= 420
 
 
@@ -191,7 +191,19 @@ def test_a_store_that_may_not_be_written_is_tiled_with_no_label(store, tmp_path)
 def test_a_filter_of_ones_own_from_the_command_line(store, tmp_path):
     (tmp_path / "mine.py").write_text("def bright(image):\n    return image.max('c') > 250\n")
     run(
-        *("tile", store, "-o", tmp_path / "t", "--level", 1, "--filter", "mine:bright", "--min-fraction", 0.01),
+        *(
+            "tile",
+            store,
+            "-o",
+            tmp_path / "t",
+            "--level",
+            1,
+            "--filter",
+            "mine:bright",
+            "--min-fraction",
+            0.01,
+            "--no-label",
+        ),
         PYTHONPATH=str(tmp_path),
     )
     assert nt.Index.from_parquet(tmp_path / "t").slides["filter"][0].as_py() == "mine:bright"

@@ -158,3 +158,12 @@ def test_std_on_the_border_is_decided_exactly():
     assert not nt.filters.std(tile)
     tile[0, 0, 0] = 17
     assert nt.filters.std(tile)
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [("uint8", 1), ("uint16", 257)])
+def test_on_bright_ground_tissue_is_what_is_dark_or_stained_at_any_depth(dtype, factor):
+    pixels, tissue = glass()
+    deep = pixels.astype(dtype) * np.array(factor, dtype)
+    for mask in (nt.filters.otsu(image(deep, (3, 64, 64))), nt.filters.otsu(image(deep[1:2], (1, 64, 64), rgb=False))):
+        found = mask.to_numpy()
+        assert (found & tissue).sum() / (found | tissue).sum() > 0.9

@@ -296,3 +296,33 @@ def test_labels_of_any_number_of_classes_and_what_cannot_be_one(store, tmp_path)
         slide.labels["float"] = classes.astype(float)
     with pytest.raises(KeyError):
         slide.labels["none"]
+
+
+@pytest.mark.parametrize("mpp", [0.4762, 0.4768, 0.4771])
+def test_just_inside_the_tolerance_the_finest_level_is_given(mpp, slide):
+    assert slide.view(mpp=mpp).exact
+    with pytest.raises(ResolutionError):
+        slide.view(mpp=0.476)
+
+
+def test_metadata_that_lead_out_of_the_store_or_say_nonsense(store, tmp_path):
+    place = tmp_path / "x.zarr"
+    shutil.copytree(store, place)
+    root = json.loads((place / "zarr.json").read_text())
+    root["attributes"]["ngfftile"] |= {"icc": {"path": "../../secret"}, "objective_power": "40x", "source": None}
+    root["attributes"]["ngfftile"]["associated"]["label"]["path"] = "/etc"
+    root["attributes"]["ome"]["omero"] = {"channels": [None, {"window": None, "color": "red"}, 3]}
+    (place / "zarr.json").write_text(json.dumps(root))
+    slide = nt.open(place)
+    assert slide.objective_power is None
+    for asked in (lambda: slide.icc, lambda: slide.associated["label"]):
+        with pytest.raises(StoreError, match="leaves the store"):
+            asked()
+    (place / "zarr.json").write_text("[" * 200_000)
+    with pytest.raises(StoreError):
+        nt.open(place)
+    root["attributes"]["ome"] |= {"omero": None}
+    root["attributes"]["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]["scale"] = [1, 0, 1]
+    (place / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(StoreError, match="not above 0"):
+        nt.open(place)

@@ -1,6 +1,7 @@
 """Readers: equal to independent ones, and clear about what they cannot read."""
 
 import io
+import os
 import pickle
 import shutil
 
@@ -259,3 +260,38 @@ def test_the_fingerprint_follows_content_not_place(svs, tmp_path):
         file.seek(-1, io.SEEK_END)
         file.write(bytes([last ^ 1]))
     assert fingerprint(nt.open_source(moved).info) != first
+
+
+def test_slides_that_differ_in_the_middle_only_are_two(tmp_path):
+    prints = []
+    for value in (255, 0):
+        pixels = np.full((2048, 2048, 3), 255, np.uint8)
+        pixels[900:1100, 900:1100] = value
+        tifffile.imwrite(tmp_path / f"{value}.tif", pixels, photometric="rgb", tile=(256, 256))
+        prints.append(fingerprint(nt.open_source(tmp_path / f"{value}.tif").info))
+    assert prints[0] != prints[1]
+
+
+def test_channels_that_are_no_pages_of_this_file_are_refused(tmp_path):
+    planes = np.random.default_rng(0).integers(0, 99, (3, 64, 80), np.uint8)
+    about = {"photometric": "minisblack", "metadata": {"axes": "CYX"}}
+    tifffile.imwrite(tmp_path / "one.tif", planes, truncate=True, **about)
+    with pytest.raises(SourceError, match="planes are missing"):
+        nt.open_source(tmp_path / "one.tif")
+
+
+def test_a_folder_of_two_dicom_series_is_refused(tmp_path):
+    if not (REAL / "dicom_CMU-1-Small-Region_napari-wsi").exists():
+        pytest.skip("real slides are not at hand: set NGFFTILE_SLIDES")
+    for folder in ("dicom_CMU-1-Small-Region_napari-wsi", "dicom_ohif_WE12_7354_7level_noconcat"):
+        smallest = sorted((REAL / folder).glob("*.dcm"), key=lambda p: p.stat().st_size)
+        for path in smallest[:1] if "ohif" in folder else smallest:
+            shutil.copy(path, tmp_path)
+    with pytest.raises(SourceError, match="other series"):
+        nt.open_source(tmp_path)
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.svs")
+    with pytest.raises(SourceError, match="not a file"):
+        nt.open_source(tmp_path / "pipe.svs")

@@ -1,5 +1,6 @@
 """Tiles and the index: exact fractions, order, tables that anyone can read, pixels."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -109,7 +110,7 @@ def test_std_keeps_what_a_plain_loop_keeps(slide):
 
 def test_any_callable_is_a_filter(slide):
     def left_half(image):
-        return xr.DataArray(da.ones(image.shape[1:], bool), dims=("y", "x")).where(image.x < 650, other=False)
+        return xr.DataArray(da.ones(image.shape[1:], dtype=bool), dims=("y", "x")) & (image.x < 650)
 
     index = nt.tile(slide, GRID, tissue=left_half, min_fraction=1.0)
     assert set(index.tiles["col"].to_pylist()) == set(range(6))
@@ -301,3 +302,60 @@ def test_an_index_of_nothing():
     assert len(index) == 0
     assert index.slides.schema.equals(tables.SLIDES)
     assert isinstance(index.tiles, pa.Table)
+
+
+def test_a_mask_that_is_not_one_of_the_slide_is_refused(slide):
+    mask = nt.filters.otsu(slide.image(mpp=8.0))
+    whole = nt.tile(slide, GRID, tissue=mask, min_fraction=0.0).tiles
+    assert nt.tile(slide, GRID, tissue=mask.transpose("x", "y"), min_fraction=0.0).tiles.equals(whole)
+    for wrong in (mask[::2, ::2], mask[:50], mask.astype(float), mask.expand_dims("c"), mask.rename(x="z")):
+        with pytest.raises(OptionError):
+            nt.tile(slide, GRID, tissue=wrong)
+
+
+def test_a_filter_may_return_a_bare_array_of_the_images_shape(slide):
+    named = nt.tile(slide, GRID, tissue=nt.filters.otsu, min_fraction=0.0).tiles["tissue_fraction"]
+    bare = nt.tile(slide, GRID, tissue=lambda image: nt.filters.otsu(image).to_numpy(), min_fraction=0.0)
+    assert bare.tiles["tissue_fraction"].equals(named)
+    with pytest.raises(OptionError, match="one bool for each pixel"):
+        nt.tile(slide, GRID, tissue=lambda _: np.ones((3, 3), bool))
+
+
+def test_params_id_tells_what_differs_and_not_how_numbers_are_written(slide):
+    def made(grid=GRID, **options):
+        return nt.tile(slide, grid, **options).slides["params_id"][0].as_py()
+
+    same = {made(nt.TileGrid(extent=np.int64(200), mpp=m)) for m in (1, 1.0, np.float32(1))}
+    assert len(same) == 1
+    masks = [nt.filters.otsu(slide.image(mpp=8.0), least_um2=v) for v in (20_000, 1e9)]
+    ids = [made(tissue=m) for m in masks]
+    ids += [made(tissue=functools.partial(nt.filters.std, below=v)) for v in (5, 9)]
+    ids += [
+        made(tissue=f)
+        for f in (nt.filters.per_tile(lambda t: t.mean() < 9), nt.filters.per_tile(lambda t: t.mean() < 99))
+    ]
+    assert len(set(ids)) == 6
+
+
+def test_tiles_of_another_run_than_the_slides_row_are_an_error(kept, slide, tmp_path):
+    kept.to_parquet(tmp_path / "a")
+    nt.tile(slide, nt.TileGrid(extent=100, mpp=1.0)).to_parquet(tmp_path / "b")
+    (tiles,) = (tmp_path / "b" / "tiles").iterdir()
+    shutil.copy(tiles, tmp_path / "a" / "tiles")
+    with pytest.raises(StoreError, match="two runs"):
+        nt.Index.from_parquet(tmp_path / "a")
+
+
+def test_an_index_of_a_store_that_was_converted_anew_with_another_mpp_is_an_error(tmp_path):
+    svs = nt.synthetic.write_svs(tmp_path / "x.svs", 1200, 900, mpp=0.5)
+    nt.convert(svs, tmp_path / "x.ome.zarr")
+    index = nt.tile(tmp_path / "x.ome.zarr", nt.TileGrid(extent=128, mpp=1.0), tissue=None)
+    index.to_parquet(tmp_path / "t")
+    nt.convert(svs, tmp_path / "x.ome.zarr", mpp=0.25, overwrite=True)
+    with pytest.raises(StoreError, match="Index it again"):
+        nt.Index.from_parquet(tmp_path / "t").read(0)
+
+
+def test_one_slide_twice_is_no_index(kept):
+    with pytest.raises(OptionError, match="twice"):
+        nt.Index.concat([kept, kept])

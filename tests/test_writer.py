@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
+import distributed
 import ngff_zarr
 import numpy as np
 import ome_zarr_models
@@ -453,3 +455,54 @@ def test_a_source_that_ends_early_leaves_nothing(svs, tmp_path):
     with pytest.raises(SourceError):
         nt.convert(short, tmp_path / "x.ome.zarr")
     assert list(tmp_path.iterdir()) == [short]
+
+
+def test_a_failed_conversion_leaves_nothing_that_a_later_one_takes_for_its_own(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "bad.tif"
+    pixels = rng.integers(0, 255, (2048, 2048, 3), np.uint8)
+    tifffile.imwrite(path, pixels, photometric="rgb", tile=(256, 256), compression="deflate")
+    with tifffile.TiffFile(path) as tiff:
+        offset = tiff.pages[0].dataoffsets[20]
+    held = bytearray(path.read_bytes())
+    held[offset : offset + 100] = bytes(100)
+    path.write_bytes(held)
+    for _ in range(5):
+        with pytest.raises(SourceError):
+            nt.convert(path, tmp_path / "x.ome.zarr", shard=256, chunk=64, workers=4)
+        assert list(tmp_path.iterdir()) == [path]
+    stale = tmp_path / "x.ome.zarr.partial" / "store" / "0" / "c" / "0" / "0" / "0"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of another slide")
+    tifffile.imwrite(path, pixels, photometric="rgb", tile=(256, 256))
+    assert nt.convert(path, tmp_path / "x.ome.zarr", shard=256).found == 0
+    assert np.array_equal(nt.open(tmp_path / "x.ome.zarr").image(level=0), pixels.transpose(2, 0, 1))
+
+
+def test_two_conversions_on_one_scheduler_do_not_mix(tmp_path):
+    slides = [nt.synthetic.write_svs(tmp_path / f"{s}.svs", 1500, 1100, seed=s, associated=False) for s in (1, 2)]
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, processes=False, protocol="tcp"
+        ) as cluster,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        jobs = [
+            pool.submit(nt.convert, s, s.with_suffix(".ome.zarr"), shard=256, scheduler=cluster.scheduler_address)
+            for s in slides
+        ]
+        for job in jobs:
+            job.result()
+    for path in slides:
+        pixels = nt.open(path.with_suffix(".ome.zarr")).image(level=0).to_numpy()
+        assert np.array_equal(pixels.transpose(1, 2, 0), tifffile.imread(path, series=0, level=0))
+
+
+def test_a_link_to_a_store_is_followed_and_a_file_in_the_way_is_refused(svs, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "x.ome.zarr").symlink_to(tmp_path / "real" / "y.ome.zarr")
+    nt.convert(svs, tmp_path / "x.ome.zarr")
+    assert nt.open(tmp_path / "real" / "y.ome.zarr").size == nt.Size(2600, 1900)
+    (tmp_path / "z.ome.zarr").write_text("a file")
+    with pytest.raises(ExistsError, match="is a file"):
+        nt.convert(svs, tmp_path / "z.ome.zarr", overwrite=True)

@@ -12,9 +12,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from ngfftile.errors import MissingError, OptionError, SourceError
+from ngfftile.locations import local_path
 from ngfftile.registry import resolve
 from ngfftile.sources.protocol import RefusedError, Source, SourceInfo
-from ngfftile.store import local_path
 
 __all__ = ["READERS", "RefusedError", "Source", "SourceInfo", "fingerprint", "open_source", "readers"]
 

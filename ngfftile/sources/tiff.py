@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tifffile
 
 from ngfftile.errors import NgfftileError, SourceError

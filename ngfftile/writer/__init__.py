@@ -12,8 +12,9 @@ from typing import Any
 from ngfftile import cluster, ngff
 from ngfftile.errors import ExistsError, MissingError, SourceError, StoreError
 from ngfftile.geometry import Region
+from ngfftile.locations import local_path
 from ngfftile.sources import fingerprint, open_source
-from ngfftile.store import ROOT, Draft, Store, local_path
+from ngfftile.store import ROOT, Draft, Store
 from ngfftile.writer.around import root_attributes, write_around
 from ngfftile.writer.graph import Job, graph, key_of, write_base
 from ngfftile.writer.plan import ConversionPlan, human_bytes, plan, plan_for
