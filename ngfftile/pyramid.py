@@ -6,7 +6,8 @@ a parent waits for at most four children, and whoever walks it depth first holds
 the slide's size.
 
 The source has tiles of its own, which need not divide a shard. `PyramidPlan.cells` cuts level 0 along tile borders
-into the largest rectangles that whole sets of shards share, so that each source tile is decoded once.
+into the largest rectangles that whole sets of shards share, so that each source tile is decoded once (strips wider than
+a shard excepted).
 """
 
 from __future__ import annotations
@@ -186,10 +187,10 @@ class PyramidPlan:
 
     @cached_property
     def _spans(self) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
-        return (
-            axis_spans(self.size.y, self.shard, self.tile.y),
-            axis_spans(self.size.x, self.shard, self.tile.x),
-        )
+        # A strip wider than a shard would wait, whole, for every shard that it crosses: gigabytes on a wide slide.
+        # Memory comes first, so each shard decodes such strips for itself.
+        high, wide = (tile if tile <= self.shard else 1 for tile in (self.tile.y, self.tile.x))
+        return axis_spans(self.size.y, self.shard, high), axis_spans(self.size.x, self.shard, wide)
 
     @cached_property
     def _spans_of(self) -> tuple[list[list[int]], list[list[int]]]:

@@ -21,7 +21,19 @@ from ngfftile.writer.plan import ConversionPlan
 Array = NDArray[Any]
 
 # A vendor's property whose name, or text, has one of these may hold a person, or lead to one.
-_PERSONAL = ("patient", "barcode", "accession", "physician", "operator", "birth", "user", "institution")
+_PERSONAL = (
+    "patient",
+    "barcode",
+    "accession",
+    "physician",
+    "operator",
+    "birth",
+    "user",
+    "institution",
+    "container",
+    "artist",
+    "title",
+)
 
 
 def write_around(slide: Source, what: ConversionPlan, store: Store) -> None:
