@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from typing import Any
 
 import dask.array as da
@@ -18,7 +15,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from PIL import Image
 
-from ngfftile import labels, ngff
+from ngfftile import labels, ngff, picture
 from ngfftile.errors import MissingError, OptionError, ResolutionError, StoreError
 from ngfftile.geometry import Mpp, Region, Size
 from ngfftile.locations import local_path
@@ -389,18 +386,11 @@ class Slide:
                 f"its coarsest level is {array.size}: too large for a picture", self.url, "Convert it to a pyramid."
             )
         pixels = array.read(Region(0, 0, array.size.x, array.size.y))
-        picture = Image.fromarray(pixels.transpose(1, 2, 0) if self.rgb else self._composite(pixels))
-        picture.thumbnail((most, most), Image.Resampling.BOX)
-        return np.asarray(picture)
-
-    def _composite(self, pixels: Array) -> Array:
-        total = np.zeros((*pixels.shape[1:], 3), np.float32)
-        for i, plane in enumerate(pixels):
-            channel = self.multiscale.channels[i] if i < len(self.multiscale.channels) else ngff.Channel(str(i))
-            low, high = channel.window or (float(plane.min()), float(plane.max()) or 1.0)
-            share = np.clip((plane.astype(np.float32) - low) / max(high - low, 1e-12), 0, 1)
-            total += share[..., None] * np.frombuffer(bytes.fromhex(channel.color[:6]), np.uint8)
-        return np.clip(total, 0, 255).astype(np.uint8)
+        small = Image.fromarray(
+            pixels.transpose(1, 2, 0) if self.rgb else picture.composite(pixels, self.multiscale.channels)
+        )
+        small.thumbnail((most, most), Image.Resampling.BOX)
+        return np.asarray(small)
 
     def __repr__(self) -> str:
         mpp = f"{self.mpp} µm/px" if self.mpp else "mpp unknown"
@@ -410,28 +400,16 @@ class Slide:
         return "\n".join([head, about, *(f"  {level}" for level in self.levels)])
 
     def _repr_html_(self) -> str:
-        held = io.BytesIO()
-        Image.fromarray(self.thumbnail(320)).save(held, "PNG")
-        rows = "".join(
-            f"<tr><td>{k.index}</td><td>{k.size.x} x {k.size.y}</td><td>{k.mpp or ''}</td>"
-            f"<td>{k.downsample:g}</td></tr>"
-            for k in self.levels
-        )
         facts = {
             "vendor": self.vendor or "unknown",
             "objective": f"{self.objective_power:g}x" if self.objective_power else "unknown",
             "channels": f"{', '.join(self.channels)} ({self.dtype})",
             "associated": ", ".join(self.associated) or "none",
+            "labels": ", ".join(self.labels) or "none",
             "store": self.url,
         }
-        about = "".join(f"<div><b>{name}</b> {escape(value)}</div>" for name, value in facts.items())
-        return (
-            '<div style="display:flex;gap:1.5em;align-items:flex-start">'
-            f'<img alt="thumbnail" src="data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}">'
-            f"<div><h4>{escape(self.name)}</h4>{about}"
-            "<table><tr><th>level</th><th>size</th><th>mpp</th><th>downsample</th></tr>"
-            f"{rows}</table></div></div>"
-        )
+        rows = [(str(k.index), f"{k.size.x} x {k.size.y}", str(k.mpp or ""), f"{k.downsample:g}") for k in self.levels]
+        return picture.card(self.name, self.thumbnail(320), facts, ("level", "size", "mpp", "downsample"), rows)
 
 
 def open(url: str | os.PathLike[str]) -> Slide:  # noqa: A001 (nt.open, as in xarray and zarr)
