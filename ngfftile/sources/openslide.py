@@ -40,11 +40,7 @@ def open_openslide(path: Path) -> Source:
     RefusedError
         OpenSlide does not know the format, or cannot open the file.
     """
-    source = OpenSlideSource(path)
-    if source.info.vendor == "generic-tiff":
-        # OpenSlide takes the first page of any TIFF and leaves the rest out; the tiff reader knows why it did not.
-        raise RefusedError("a TIFF of no vendor, which the openslide reader leaves to others", str(path))
-    return source
+    return OpenSlideSource(path)
 
 
 class OpenSlideSource:

@@ -56,7 +56,7 @@ def open_tiff(path: Path) -> Source:
         raise
     # Damage shows itself in tifffile as almost any error; each means that the headers cannot be read.
     except Exception as error:
-        raise RefusedError(f"its TIFF headers cannot be read ({error})", str(path), "The file is damaged.") from error
+        raise SourceError(f"its TIFF headers cannot be read ({error})", str(path), "The file is damaged.") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +172,16 @@ def _check_kind(path: Path, tiff: tifffile.TiffFile, series: tifffile.TiffPageSe
         f"orientation is {_tag(page, 274)}, not top left": _tag(page, 274) not in {None, 1},
     }
     for reason, holds in reasons.items():
-        if holds:
+        if holds and _is_vendors(tiff):
             raise RefusedError(reason, str(path))
+        if holds:
+            # OpenSlide would take a TIFF of no vendor for its first page, and a hostile one can end the process in it.
+            raise SourceError(reason, str(path), "If OpenSlide reads it rightly: --reader openslide.")
+
+
+def _is_vendors(tiff: tifffile.TiffFile) -> bool:
+    """Whether OpenSlide has rules of its own for the file, other than those named in `_OTHERS`: Aperio, Trestle."""
+    return bool(tiff.is_svs) or _text(_tag(tiff.pages.first, 305) or "").startswith("MedScan")
 
 
 def _check_extent(
