@@ -244,9 +244,25 @@ def test_both_readers_agree_on_an_aperio_slide(svs):
 
 def test_a_source_travels_to_another_process(svs):
     source = nt.open_source(svs)
-    again = pickle.loads(pickle.dumps(source))
+    held = pickle.dumps(source)
+    again = pickle.loads(held)
+    assert pickle.loads(held) is again
     assert again.info.size == source.info.size
     assert np.array_equal(level_0(again), level_0(source))
+
+
+def test_a_source_that_changed_on_the_way_is_not_read(svs, tmp_path):
+    path = tmp_path / "x.svs"
+    shutil.copy(svs, path)
+    held = pickle.dumps(nt.open_source(path))
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(SourceError, match="changed while it was read"):
+        pickle.loads(held)
+
+
+def test_openslide_reads_a_tiff_of_no_vendor_when_it_is_asked_to(tmp_path):
+    pixels = write_tiff(tmp_path / "x.tif", (300, 500, 3), compression="deflate")
+    assert np.array_equal(level_0(nt.open_source(tmp_path / "x.tif", reader="openslide")), pixels)
 
 
 def test_the_fingerprint_follows_content_not_place(svs, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ngfftile.errors import SourceError
 from ngfftile.geometry import Mpp, Region, Size
 from ngfftile.ngff import RGB
 from ngfftile.sources import metadata
-from ngfftile.sources.protocol import Array, RefusedError, Source, SourceInfo
+from ngfftile.sources.protocol import Array, RefusedError, Source, SourceInfo, unchanged, version
 
 _BAND = 512  # rows asked at once, so that OpenSlide's RGBA copy of a shard is an eighth of it
 _FORMATS = {
@@ -43,6 +43,12 @@ def open_openslide(path: Path) -> Source:
     return OpenSlideSource(path)
 
 
+@lru_cache(maxsize=8)
+def _again(path: Path, before: tuple[int, int]) -> Source:
+    """The source in another process, opened once there for all its tasks."""
+    return open_openslide(unchanged(path, before))
+
+
 class OpenSlideSource:
     """A slide that OpenSlide reads; see `ngfftile.sources.protocol.Source`."""
 
@@ -51,7 +57,7 @@ class OpenSlideSource:
         self.info = _describe(path, self._slide)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_openslide, (self._path,)
+        return _again, (self._path, version(self._path))
 
     @cached_property
     def _slide(self) -> openslide.OpenSlide:

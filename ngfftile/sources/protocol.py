@@ -20,6 +20,25 @@ from ngfftile.ngff import Channel
 Array = NDArray[Any]
 
 
+def version(path: Path) -> tuple[int, int]:
+    """What changes when a file does: time of change and size."""
+    about = path.stat()
+    return about.st_mtime_ns, about.st_size
+
+
+def unchanged(path: Path, before: tuple[int, int]) -> Path:
+    """The path, if its file is as it was.
+
+    Raises
+    ------
+    SourceError
+        It was changed or replaced in between.
+    """
+    if version(path) != before:
+        raise SourceError("the file changed while it was read", str(path), "Convert it again when it is at rest.")
+    return path
+
+
 class RefusedError(SourceError):
     """The file is not this reader's: another may take it. Any other `SourceError` of a reader is final."""
 

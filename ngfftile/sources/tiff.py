@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ngfftile.errors import NgfftileError, SourceError
 from ngfftile.geometry import Region, Size
 from ngfftile.ngff import PALETTE, RGB, Channel
 from ngfftile.sources import ifd, metadata
-from ngfftile.sources.protocol import Array, RefusedError, Source, SourceInfo
+from ngfftile.sources.protocol import Array, RefusedError, Source, SourceInfo, unchanged, version
 from ngfftile.store import LocalFile
 
 _OTHERS = {  # tifffile's flag: the format, for the sentence that says who reads it
@@ -71,6 +72,12 @@ def _plane(page: tifffile.TiffPage | tifffile.TiffFrame) -> _Plane:
     return _Plane(tuple(page.dataoffsets), tuple(page.databytecounts))
 
 
+@lru_cache(maxsize=8)
+def _again(path: Path, before: tuple[int, int]) -> Source:
+    """The source in another process, opened once there for all its tasks."""
+    return open_tiff(unchanged(path, before))
+
+
 class TiffSource:
     """A TIFF slide; see `ngfftile.sources.protocol.Source`."""
 
@@ -94,7 +101,7 @@ class TiffSource:
         self.info = _describe(path, tiff, size, tile, self._pages, self._planes)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_tiff, (self._path,)
+        return _again, (self._path, version(self._path))
 
     def read(self, region: Region, first: int, count: int, out: Array) -> None:
         """Decode the tiles that meet a region; see `Source.read`."""
