@@ -406,7 +406,8 @@ def _print_json(document: dict[str, Any]) -> None:
 def main() -> None:
     """Run the command line; a user's mistake gets one line, not a traceback."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as Ctrl-C
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our own errors say what it would
+    for name in ("tifffile", "asyncio"):  # our own errors say what they would
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         app()
     except NgfftileError as error:

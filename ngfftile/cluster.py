@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import signal
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
-import dask
 from dask.callbacks import Callback
 from dask.threaded import get
 
@@ -124,11 +125,20 @@ def _client(scheduler: str, workers: int) -> Iterator[Any]:
             yield client
         return
     with (
-        # Nothing but this machine: no port is opened to the network.
-        dask.config.set({"distributed.worker.daemon": True}),
+        # On this machine alone: no port is opened to the network.
         distributed.LocalCluster(
-            n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+            n_workers=workers,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address=None,
+            silence_logs=logging.ERROR,
         ) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
+        client.run(_leave_interrupts_to_the_parent)
         yield client
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    """Ctrl-C reaches every process of a terminal; a worker would answer it with a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
