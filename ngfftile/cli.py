@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +33,6 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Whole-slide images as OME-Zarr: convert, open lazily, find tissue, index tiles.",
 )
 _out, _err = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
 _STORE = ".zarr"
@@ -68,6 +68,19 @@ Reader = Annotated[str | None, typer.Option(help="The only reader to try: tiff, 
 Workers = Annotated[int | None, typer.Option(help="Tasks at one time; by default the cores there are.")]
 Scheduler = Annotated[str, typer.Option(help="threads, processes, or a dask scheduler's tcp://host:port.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        _out.print(version("ngfftile"))
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    _: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Whole-slide images as OME-Zarr: convert, open lazily, find tissue, index tiles."""
 
 
 @app.command()

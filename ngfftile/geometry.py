@@ -59,6 +59,12 @@ class Mpp:
         """Resolution after a shrink by the ratios ``x`` and ``y``."""
         return Mpp(self.x * x, self.y * y)
 
+    def __float__(self) -> float:
+        """One number, where pixels are square."""
+        if self.x != self.y:
+            raise OptionError(f"pixels are rectangular, {self} µm", where="Mpp", mend="Use mpp.x and mpp.y.")
+        return self.x
+
     def __str__(self) -> str:
         return f"{self.x:.4g}" if self.x == self.y else f"{self.x:.4g} x {self.y:.4g}"
 

@@ -30,6 +30,7 @@ FLOORS = [
         "synthetic",
     },
     {"__init__", "cli"},
+    {"__main__"},
 ]
 DOORS = {
     "zarr": {"store", "shards", "codecs"},

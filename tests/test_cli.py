@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,12 @@ def test_help_answers_at_once_and_names_every_command():
     assert fastest([COMMAND, "--help"]) < 0.5
     out = run("--help").stdout
     assert all(name in out for name in ("info", "plan", "convert", "tile"))
+
+
+def test_version_and_module():
+    assert run("--version").stdout.strip() == version("ngfftile")
+    module = subprocess.run([sys.executable, "-m", "ngfftile", "--version"], capture_output=True, text=True, check=True)
+    assert module.stdout.strip() == version("ngfftile")
 
 
 def test_the_package_imports_at_once():

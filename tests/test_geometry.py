@@ -93,3 +93,9 @@ def test_values_are_frozen_hashable_and_pickle(value):
     assert len({value, dataclasses.replace(value)}) == 1
     with pytest.raises(dataclasses.FrozenInstanceError):
         value.x = 9
+
+
+def test_an_mpp_is_one_number_where_pixels_are_square():
+    assert float(Mpp(0.25, 0.25)) == 0.25
+    with pytest.raises(OptionError, match="rectangular"):
+        float(Mpp(0.25, 0.5))
