@@ -28,6 +28,7 @@ Array = NDArray[Any]
 Value = Literal["auto", "saturation", "grey"]
 FILTERS = {"otsu": "ngfftile.filters:otsu", "std": "ngfftile.filters:std"}
 
+_PART = 32_768  # values
 NOMINAL_MPP = 8.0  # of a mask whose slide has no mpp: the resolution that masks are made at
 _DARK = 64  # a median grey below it: fluorescence, whose background is black
 # Saturation, of 255. Glass has 0 to 6; on an empty slide Otsu would split its noise. Pale eosin has 20 and more.
@@ -62,13 +63,12 @@ def std(tile: Array, below: float = 8.0) -> bool:
     values = tile.reshape(-1)
     if values.dtype.kind == "f" or values.dtype.itemsize > 2:
         return bool(np.std(values, dtype=np.float64) > below)
-    counts = np.bincount(values, minlength=256) if values.dtype == np.uint8 else None
-    if counts is None:
-        values = values.astype(np.int64)
-        n, total, squares = values.size, int(values.sum()), int((values * values).sum())
-    else:
-        levels = np.arange(256)
-        n, total, squares = values.size, int(counts @ levels), int(counts @ (levels * levels))
+    n, total, squares = values.size, 0, 0
+    # In parts that fit the cache, and whose sums of 16-bit squares a float64 still holds exactly.
+    for start in range(0, n, _PART):
+        part = values[start : start + _PART].astype(np.float64)
+        total += int(part.sum())
+        squares += int(np.square(part, out=part).sum())  # no product: BLAS would start threads of its own
     return bool(n * squares - total * total > below * below * n * n)
 
 
