@@ -182,8 +182,9 @@ def _whole(mask: xr.DataArray, slide: Slide) -> xr.DataArray:
     mask = mask.transpose("y", "x")
     for axis, size in (("x", slide.size.x), ("y", slide.size.y)):
         step = mask.attrs.get(f"downsample_{axis}")
-        # A view leaves out less than one of its pixels; anything else is a mask that was cut or shrunk since.
-        if step and not -1 < size / step - mask.sizes[axis] < 1:
+        # A level leaves out less than one of its pixels, and a view of it less than one of its own, which are no
+        # smaller: anything else is a mask that was cut or shrunk since.
+        if step and not -1 < size / step - mask.sizes[axis] < 2:
             raise OptionError(
                 f"the mask has {mask.sizes[axis]} pixels along {axis}, its downsample_{axis} of {step:g} makes "
                 f"{size / step:g}",

@@ -359,3 +359,12 @@ def test_an_index_of_a_store_that_was_converted_anew_with_another_mpp_is_an_erro
 def test_one_slide_twice_is_no_index(kept):
     with pytest.raises(OptionError, match="twice"):
         nt.Index.concat([kept, kept])
+
+
+def test_masks_between_levels_fit_slides_of_any_size(tmp_path):
+    # Level 4 of 1,023 pixels has 63, at 4.8 micrometres; 8 micrometres make 37 of them: 1.4 less than 1,023 px hold.
+    svs = nt.synthetic.write_svs(tmp_path / "x.svs", 1023, 1007, mpp=0.3, seed=4, associated=False)
+    nt.convert(svs, tmp_path / "x.ome.zarr")
+    slide = nt.open(tmp_path / "x.ome.zarr")
+    assert slide.view(mpp=8.0).size == nt.Size(37, 37)
+    assert len(nt.tile(slide, nt.TileGrid(extent=64, level=0), min_fraction=0.0, label="tissue")) == 16 * 16
