@@ -362,9 +362,9 @@ def test_one_slide_twice_is_no_index(kept):
 
 
 def test_masks_between_levels_fit_slides_of_any_size(tmp_path):
-    # Level 4 of 1,023 pixels has 63, at 4.8 micrometres; 8 micrometres make 37 of them: 1.4 less than 1,023 px hold.
-    svs = nt.synthetic.write_svs(tmp_path / "x.svs", 1023, 1007, mpp=0.3, seed=4, associated=False)
+    # Level 4 of 4,063 pixels has 253, at 4.8 micrometres; 8 micrometres make 151 of them, and 4,063 px hold 152.4.
+    svs = nt.synthetic.write_svs(tmp_path / "x.svs", 4063, 300, mpp=0.3, seed=4, associated=False)
     nt.convert(svs, tmp_path / "x.ome.zarr")
     slide = nt.open(tmp_path / "x.ome.zarr")
-    assert slide.view(mpp=8.0).size == nt.Size(37, 37)
-    assert len(nt.tile(slide, nt.TileGrid(extent=64, level=0), min_fraction=0.0, label="tissue")) == 16 * 16
+    assert slide.view(mpp=8.0).size == nt.Size(151, 10)
+    assert len(nt.tile(slide, nt.TileGrid(extent=256, level=0), min_fraction=0.0, label="tissue")) == 16 * 2
