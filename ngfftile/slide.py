@@ -386,9 +386,9 @@ class Slide:
                 f"its coarsest level is {array.size}: too large for a picture", self.url, "Convert it to a pyramid."
             )
         pixels = array.read(Region(0, 0, array.size.x, array.size.y))
-        small = Image.fromarray(
-            pixels.transpose(1, 2, 0) if self.rgb else picture.composite(pixels, self.multiscale.channels)
-        )
+        as_it_is = self.rgb and self.dtype == np.uint8
+        shown = pixels.transpose(1, 2, 0) if as_it_is else picture.composite(pixels, self.multiscale.channels)
+        small = Image.fromarray(shown)
         small.thumbnail((most, most), Image.Resampling.BOX)
         return np.asarray(small)
 

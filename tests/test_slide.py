@@ -326,3 +326,15 @@ def test_metadata_that_lead_out_of_the_store_or_say_nonsense(store, tmp_path):
     (place / "zarr.json").write_text(json.dumps(root))
     with pytest.raises(StoreError, match="not above 0"):
         nt.open(place)
+
+
+def test_a_picture_of_a_slide_with_sixteen_bits(tmp_path):
+    pixels = np.zeros((300, 400, 3), np.uint16)
+    pixels[..., 0], pixels[:150, :, 1] = 65535, 32768
+    tifffile.imwrite(tmp_path / "x.tif", pixels, photometric="rgb", tile=(128, 128))
+    nt.convert(tmp_path / "x.tif", tmp_path / "x.ome.zarr")
+    slide = nt.open(tmp_path / "x.ome.zarr")
+    assert slide.rgb
+    small = slide.thumbnail(200)
+    assert (small[10, 10].tolist(), small[-10, 10].tolist()) == ([255, 127, 0], [255, 0, 0])
+    assert slide.view(level=0).tile(nt.Region(390, 290, 20, 20))[-1, -1].tolist() == [65535] * 3

@@ -158,7 +158,7 @@ def _pages(path: Path, tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries)
     pages = list(series.pages)
     planes = series.shape[0] if series.axes == "CYX" else 1
     if len(pages) != planes or any(page is None or page.parent is not tiff for page in pages):
-        raise RefusedError(f"{planes} channels, whose planes are missing, in other files, or not pages", str(path))
+        raise SourceError(f"{planes} channels, whose planes are missing, in other files, or not pages", str(path))
     return pages
 
 
