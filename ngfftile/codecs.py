@@ -1,7 +1,7 @@
 """Named compression presets: what the zarr metadata say, and the function that does the same on one chunk.
 
 The default is zstd with its own checksum. It finds every flipped byte, costs nothing that can be measured, and every
-zstd reader checks it; without it 72 % of flipped bytes pass unseen. Shuffling is useless on bytes.
+zstd reader checks it; without it most flipped bytes pass unseen. Shuffling is useless on bytes.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ FILTERS = {"otsu": "ngfftile.filters:otsu", "std": "ngfftile.filters:std"}
 _PART = 32_768  # values
 NOMINAL_MPP = 8.0  # of a mask whose slide has no mpp: the resolution that masks are made at
 _DARK = 64  # a median grey below it: fluorescence, whose background is black
-# Saturation, of 255. Glass has 0 to 6; on an empty slide Otsu would split its noise. Pale eosin has 20 and more.
+# Saturation, of 255: above the noise of glass, which Otsu would split on an empty slide, and below pale eosin.
 _LEAST_SATURATION = 12
 
 

@@ -279,7 +279,7 @@ def _parquet(table: pa.Table, note: dict[str, str]) -> bytes:
         sink,
         row_group_size=ROWS_PER_GROUP,
         compression="zstd",
-        write_page_checksum=True,  # without it 89 % of flipped bytes are read as data
+        write_page_checksum=True,  # without it most flipped bytes are read as data
     )
     whole: bytes = sink.getvalue().to_pybytes()
     return whole
