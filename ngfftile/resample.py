@@ -1,8 +1,8 @@
 """Shrinking by area: the exact 2x mean of the pyramid, and the area mean at any ratio >= 1.
 
 Both are numpy only. Measured by ``benchmarks/shrink.py``: on blocks that fit the cache, pair sums on a wider view of
-the same bytes reach 0.4 of the speed of OpenCV's INTER_AREA. The 2x mean is a small part of a conversion's time, so half of it is
-not worth a large library in every installation.
+the same bytes reach 0.4 of the speed of OpenCV's INTER_AREA. The 2x mean is a small part of a conversion's time, so the
+rest of it is not worth a large library in every installation.
 """
 
 from __future__ import annotations
