@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 SLIDE ?=
 DEMO ?= demo
 
-.PHONY: help install demo test check bench build clean
+.PHONY: help install demo test node check bench build clean
 
 help:  ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,11 @@ demo: $(READY)  ## Synthesise (or take SLIDE=...) a slide, convert it, tile it, 
 test: $(READY)  ## Run all tests, doctests, README blocks and examples
 	$(BIN)/python -m pytest $(ARGS)
 
+node:  ## Install zarrita and Viv's loader into .node, for the tests that read stores with them
+	mkdir -p .node
+	cp tests/node/package.json .node/
+	npm install --silent --no-package-lock --no-audit --no-fund --prefix .node
+
 check: $(READY)  ## Lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,4 +43,4 @@ build: $(READY)  ## Build the wheel and the source distribution into dist/
 	$(BIN)/python -m build --installer uv
 
 clean:  ## Remove what make made
-	rm -rf $(VENV) dist build $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .node dist build $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis

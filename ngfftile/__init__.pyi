@@ -5,6 +5,7 @@ from .index import Index
 from .slide import Slide, open
 from .sources import SourceInfo, open_source
 from .tiler import tile
+from .verify import Report, verify
 from .view import Level, View
 from .writer import Conversion, ConversionPlan, convert, plan
 
@@ -15,6 +16,7 @@ __all__ = [
     "Level",
     "Mpp",
     "Region",
+    "Report",
     "Size",
     "Slide",
     "SourceInfo",
@@ -28,4 +30,5 @@ __all__ = [
     "plan",
     "synthetic",
     "tile",
+    "verify",
 ]

@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ngfftile import cluster, ngff, shards
-from ngfftile.codecs import Codec
+from ngfftile.codecs import Zstd
 from ngfftile.errors import OptionError, StoreError
 from ngfftile.geometry import Size
 from ngfftile.pyramid import Shard
 from ngfftile.shards import Layout
-from ngfftile.store import ROOT, Draft, Store
+from ngfftile.store import ROOT, Draft, Store, Written
 
 Array = NDArray[Any]
-LAYOUT = Layout(chunk=256, shard=4096, depth=1, fill=0)
+LAYOUT = Layout(chunk=256, shard=4096, depth=1, fill=0, codec=Zstd())
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class LabelJob:
         places = ((np.arange(start, stop) + 0.5) * step).astype(np.int64)
         return np.minimum(places, size)
 
-    def write(self, shard: Shard) -> None:
+    def write(self, shard: Shard) -> Written:
         """Task: write one shard."""
         size, side = self.sizes[shard.level], LAYOUT.chunk
         across = LAYOUT.shard // side
@@ -86,7 +86,12 @@ class LabelJob:
                 cols = self.under(shard.level, "x", x, min(x + side, size.x))
                 window = self._padded[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
                 encoded[(y - top) // side * across + (x - left) // side] = _encode(window, rows, cols, constant)
-        self.store.write(shard.key, *shards.assemble(encoded))
+        return self.store.write(key_of(shard), *shards.assemble(encoded))
+
+
+def key_of(shard: Shard) -> str:
+    """Name of a shard's object."""
+    return f"{shard.level}/c/{shard.plane}/{shard.row}/{shard.col}"
 
 
 def _encode(window: Array, rows: Array, cols: Array, constant: dict[Any, bytes]) -> bytes | None:
@@ -99,7 +104,7 @@ def _encode(window: Array, rows: Array, cols: Array, constant: dict[Any, bytes])
         return constant[key]
     chunk = np.zeros((LAYOUT.chunk, LAYOUT.chunk), window.dtype)
     chunk[: len(rows), : len(cols)] = window[np.ix_(rows - rows[0], cols - cols[0])]
-    data = Codec().encode(chunk.data)
+    data = LAYOUT.codec.encode(chunk)
     if key is not None:
         constant[key] = data
     return data
@@ -149,35 +154,30 @@ def write_label(
         digest = hashlib.sha256(values.tobytes()).hexdigest()
         draft.begin({"mask": digest, "shape": values.shape, "about": about}, overwrite=True)
         for k, size in enumerate(sizes):
-            shards.create(draft.store, str(k), (1, size.y, size.x), values.dtype.name, LAYOUT, Codec())
-        _run(job)
+            shards.create(draft.store, str(k), (1, size.y, size.x), values.dtype.name, LAYOUT)
+        written = _run(job)
         found = [int(v) for v in np.unique(values) if v]
-        ome = ngff.label_attributes(name, image, found, [str(k) for k in range(len(sizes))], about)
-        attributes = {"ome": ome, "ngfftile": {"schema": ngff.SCHEMA, "status": "complete", "made": about}}
-        draft.commit(attributes, {shard.key for shard in job.shards()})
-    _list(store, name)
+        version = image.version
+        standard = ngff.label_attributes(name, image, found, [str(k) for k in range(len(sizes))], about, version)
+        ours = {"schema": ngff.SCHEMA, "status": "complete", "made": about}
+        draft.commit(standard | {"ngfftile": ours}, {key_of(shard) for shard in job.shards()}, written)
+    store.list_labels(tuple(sorted({*store.labels(), name})), version)
 
 
-def _run(job: LabelJob) -> None:
+def _run(job: LabelJob) -> list[Written]:
     tasks: dict[Hashable, Any] = {
-        ("label", *shard.key.split("/")): (LabelJob.write, job, shard) for shard in job.shards()
+        ("label", shard.level, shard.row, shard.col): (LabelJob.write, job, shard) for shard in job.shards()
     }
     tasks["done"] = (_collect, list(tasks))
-    cluster.run(tasks, "done", done=lambda _: None)
+    written: list[Written] = cluster.run(tasks, "done", done=lambda _: None)
+    return written
 
 
-def _collect(_: object) -> None:
+def _collect(written: list[Written]) -> list[Written]:
     """Task: all shards are written."""
+    return written
 
 
 def names(store: Store) -> tuple[str, ...]:
     """Labels that the store lists."""
-    if not (store.root / "labels" / ROOT).exists():
-        return ()
-    listed = store.json(f"labels/{ROOT}").get("attributes", {}).get("ome", {}).get("labels", [])
-    return tuple(str(name) for name in listed)
-
-
-def _list(store: Store, name: str) -> None:
-    every = sorted({*names(store), name})
-    store.create_group("labels", {"ome": {"version": ngff.VERSION, "labels": every}})
+    return store.labels()

@@ -1,27 +1,31 @@
 """The OME-Zarr metadata of a slide, written and read. Pure: documents in, documents out.
 
-Specification: OME-Zarr 0.5, https://ngff.openmicroscopy.org/0.5/. The types, and the checks that they make, are
-ome-zarr-models'; what is added here is what they lack: the RGB display block, half-pixel translations, provenance.
+Specification: OME-Zarr, https://ngff.openmicroscopy.org/0.5/, and 0.4 and 0.6. The types, the checks that they make,
+and the way from one version to another are ome-zarr-models'; what is added here is what they lack: the RGB display
+block, half-pixel translations, provenance.
 """
 
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from ome_zarr_models.v04.image import ImageAttrs as ImageAttrs04
 from ome_zarr_models.v05.image import ImageAttrs as ImageAttrs05
 from ome_zarr_models.v05.image_label import ImageLabelAttrs
+from ome_zarr_models.v05.multiscales import Multiscale as Multiscale05
+from ome_zarr_models.v06.image import ImageAttrs as ImageAttrs06
 from pydantic import ValidationError
 
 from ngfftile.errors import StoreError
-from ngfftile.geometry import Mpp, Size
+from ngfftile.geometry import Mpp
 
 VERSION = "0.5"
+VERSIONS = ("0.5", "0.4", "0.6")
+MICROMETRES = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
 SCHEMA = 1  # of attributes.ngfftile; raised when a reader of ours would misread the older form
 Json = dict[str, Any]
 
@@ -38,11 +42,15 @@ class Channel:
         Six hexadecimal digits, RRGGBB.
     window
         Lowest and highest value shown; None shows the dtype's whole range.
+    emission, excitation
+        Wavelengths in nanometres, of fluorescence.
     """
 
     name: str
     color: str = "FFFFFF"
     window: tuple[float, float] | None = None
+    emission: float | None = None
+    excitation: float | None = None
 
 
 RGB = (Channel("Red", "FF0000"), Channel("Green", "00FF00"), Channel("Blue", "0000FF"))
@@ -70,6 +78,12 @@ class Multiscale:
         Of the space axes, or None where the metadata has none (then the scale is in pixels).
     label
         Whether it is a label image: its values are names, and must not be averaged.
+    version
+        Of OME-Zarr.
+    units
+        Of each axis that has one.
+    z, t
+        The focal plane and the point in time that is shown first.
     """
 
     name: str
@@ -78,46 +92,93 @@ class Multiscale:
     datasets: tuple[Dataset, ...]
     channels: tuple[Channel, ...]
     label: bool = False
+    version: str = VERSION
+    units: Mapping[str, str] = field(default_factory=dict)
+    z: int = 0
+    t: int = 0
+
+    def mpp(self, level: int = 0) -> Mpp | None:
+        """Micrometres per pixel of a level, or None where the metadata have no unit."""
+        factor = MICROMETRES.get(self.unit or "")
+        scale = self.datasets[level].scale
+        return Mpp(scale[self.axes.index("x")] * factor, scale[self.axes.index("y")] * factor) if factor else None
+
+    def rgb(self, channels: int, dtype: np.dtype[Any]) -> bool:
+        """Whether its channels are red, green and blue of one picture."""
+        if channels != 3 or self.label:
+            return False
+        if [c.name for c in self.channels] == [c.name for c in RGB]:
+            return True
+        # Others' stores say less: three bytes, shown as red, green and blue or not said how.
+        return dtype == np.uint8 and [c.color.upper() for c in self.channels] in ([], [c.color for c in RGB])
 
 
-def _multiscale(name: str, levels: int, mpp: Mpp | None) -> Json:
-    unit = {"unit": "micrometer"} if mpp else {}
-    at = mpp or Mpp(1.0, 1.0)
-    datasets = []
-    for level in range(levels):
-        f = 2**level
-        # A mean pixel's centre lies half a coarse pixel, less half a fine one, inside the first fine pixel's centre.
-        half = (f - 1) / 2
-        datasets.append(
-            {
-                "path": str(level),
-                "coordinateTransformations": [
-                    {"type": "scale", "scale": [1.0, at.y * f, at.x * f]},
-                    {"type": "translation", "translation": [0.0, at.y * half, at.x * half]},
-                ],
-            }
-        )
-    return {
-        "name": name,
-        "axes": [
-            {"name": "c", "type": "channel"},
-            {"name": "y", "type": "space", **unit},
-            {"name": "x", "type": "space", **unit},
-        ],
-        "datasets": datasets,
-    }
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """Where the pixels of an image group lie.
+
+    Parameters
+    ----------
+    axes
+        Of the arrays, among t, c, z, y, x in this order.
+    levels
+        How many: arrays 0, 1, ..., each half the one before along y and x.
+    mpp
+        Micrometres per pixel of level 0. None writes the plain factor and no unit, for then nobody knows.
+    z_step, t_step
+        Micrometres between focal planes, and seconds between points in time, if known.
+    centred
+        Whether a coarse pixel stands for the four that it comes from (mean), or for the first of them (nearest).
+    """
+
+    axes: tuple[str, ...]
+    levels: int
+    mpp: Mpp | None
+    z_step: float | None = None
+    t_step: float | None = None
+    centred: bool = True
+
+    def multiscale(self, name: str) -> Json:
+        """The multiscale block, as version 0.5 has it."""
+        units = {"y": "micrometer", "x": "micrometer"} if self.mpp else {}
+        units |= {"z": "micrometer"} if self.z_step else {}
+        units |= {"t": "second"} if self.t_step else {}
+        kinds = {"t": "time", "c": "channel"}
+        axes = [
+            {"name": axis, "type": kinds.get(axis, "space")} | ({"unit": units[axis]} if axis in units else {})
+            for axis in self.axes
+        ]
+        at = self.mpp or Mpp(1.0, 1.0)
+        datasets = []
+        for level in range(self.levels):
+            f = 2**level
+            # A mean pixel's centre lies half a coarse pixel, less half a fine one, inside the first fine pixel's.
+            half = (f - 1) / 2 if self.centred else 0.0
+            scale = {"y": at.y * f, "x": at.x * f, "z": self.z_step or 1.0, "t": self.t_step or 1.0}
+            shift = {"y": at.y * half, "x": at.x * half}
+            steps = [
+                {"type": "scale", "scale": [scale.get(axis, 1.0) for axis in self.axes]},
+                {"type": "translation", "translation": [shift.get(axis, 0.0) for axis in self.axes]},
+            ]
+            datasets.append({"path": str(level), "coordinateTransformations": steps})
+        return {"name": name, "axes": axes, "datasets": datasets}
 
 
-def display(name: str, channels: Sequence[Channel], dtype: str) -> Json:
+def display(name: str, channels: Sequence[Channel], dtype: str, planes: int = 1) -> Json:
     """The ``omero`` block: what a viewer needs to show the right colours.
 
     RGB is shown from 0 to 255: a window taken from the data would change the stain's colour.
     """
     kind = np.dtype(dtype)
     low, high = (0.0, 1.0) if kind.kind in "fb" else (float(np.iinfo(kind).min), float(np.iinfo(kind).max))
+    if kind.kind == "f":
+        # What floats mean only their values say.
+        low = min([low, *(c.window[0] for c in channels if c.window)])
+        high = max([high, *(c.window[1] for c in channels if c.window)])
     return {
         "name": name,
-        "rdefs": {"defaultT": 0, "defaultZ": 0, "model": "color"},
+        # The middle of a stack of focal planes is what was focused on.
+        "rdefs": {"defaultT": 0, "defaultZ": planes // 2, "model": "color"},
         "channels": [
             {
                 "label": c.name,
@@ -138,31 +199,69 @@ def display(name: str, channels: Sequence[Channel], dtype: str) -> Json:
     }
 
 
-def image_attributes(
-    name: str, levels: int, mpp: Mpp | None, channels: Sequence[Channel], dtype: str, method: Json
-) -> Json:
-    """The ``ome`` attributes of an image group with axes c, y, x and levels 0, 1, ... each half the one before.
+def zarr_format(version: str) -> int:
+    """Of Zarr, for a version of OME-Zarr."""
+    return 2 if version == "0.4" else 3
+
+
+def attributes(multiscale: Json, more: Json, version: str) -> Json:
+    """A group's attributes in a version of OME-Zarr.
 
     Parameters
     ----------
-    mpp
-        Of level 0. None writes the plain factor and no unit, for then nobody knows.
-    method
-        How the pyramid was made: goes into ``type`` and ``metadata``.
+    multiscale
+        As version 0.5 has it.
+    more
+        What stands beside it: ``omero`` or ``image-label``.
 
     Returns
     -------
     dict
         Checked against ome-zarr-models' types.
     """
-    multiscale = _multiscale(name, levels, mpp) | {"type": method["method"], "metadata": method}
-    ome = {"version": VERSION, "multiscales": [multiscale], "omero": display(name, channels, dtype)}
-    ImageAttrs05.model_validate(ome)
-    return ome
+    if version == "0.4":
+        plain = {"multiscales": [{"version": version} | multiscale]} | more
+        ImageAttrs04.model_validate(plain)
+        return plain
+    if version == "0.6":
+        newer = Multiscale05.model_validate(multiscale).to_version("0.6")
+        ome = {
+            "version": version,
+            "multiscales": [newer.model_dump(mode="json", exclude_none=True, by_alias=True)],
+        } | more
+        ImageAttrs06.model_validate(ome)
+        return {"ome": ome}
+    ome = {"version": version, "multiscales": [multiscale]} | more
+    (ImageLabelAttrs if "image-label" in more else ImageAttrs05).model_validate(ome)
+    return {"ome": ome}
 
 
-def label_attributes(name: str, image: Multiscale, values: Sequence[int], paths: Sequence[str], about: Json) -> Json:
-    """The ``ome`` attributes of a label image (c, y, x) with the same levels as the image that it belongs to.
+def image_attributes(
+    name: str,
+    pixels: Pixels,
+    channels: Sequence[Channel],
+    dtype: str,
+    method: Json,
+    planes: int = 1,
+    version: str = VERSION,
+) -> Json:
+    """The attributes of an image group.
+
+    Parameters
+    ----------
+    method
+        How the pyramid was made: goes into ``type`` and ``metadata``.
+    planes
+        Focal planes.
+    """
+    multiscale = pixels.multiscale(name) | {"type": method["method"], "metadata": method}
+    return attributes(multiscale, {"omero": display(name, channels, dtype, planes)}, version)
+
+
+def label_attributes(
+    name: str, image: Multiscale, values: Sequence[int], paths: Sequence[str], about: Json, version: str = VERSION
+) -> Json:
+    """The attributes of a label image (c, y, x) with the same levels as the image that it belongs to.
 
     Specification: https://ngff.openmicroscopy.org/0.5/#label-md.
 
@@ -195,11 +294,14 @@ def label_attributes(name: str, image: Multiscale, values: Sequence[int], paths:
         "type": "nearest",
         "metadata": about,
     }
+    return attributes(multiscale, {"image-label": label_block(values, version)}, version)
+
+
+def label_block(values: Sequence[int], version: str = VERSION) -> Json:
+    """The ``image-label`` block: a colour for each value, and where the image is."""
     colors = [{"label-value": v, "rgba": [*bytes.fromhex(PALETTE[v % len(PALETTE)]), 255]} for v in values]
-    label = {"source": {"image": "../../"}} | ({"colors": colors} if colors else {})
-    ome = {"version": VERSION, "multiscales": [multiscale], "image-label": label}
-    ImageLabelAttrs.model_validate(ome)
-    return ome
+    about: Json = {"version": version} if version == "0.4" else {}
+    return about | {"source": {"image": "../../"}} | ({"colors": colors} if colors else {})
 
 
 def _datasets(multiscale: Any) -> tuple[Dataset, ...]:
@@ -237,7 +339,7 @@ def _color(text: Any) -> str:
 
 
 def parse(attributes: Mapping[str, Any], where: str) -> Multiscale:
-    """Read the first multiscale of a group's attributes, version 0.4 or 0.5.
+    """Read the first multiscale of a group's attributes, version 0.4, 0.5 or 0.6.
 
     Raises
     ------
@@ -248,72 +350,41 @@ def parse(attributes: Mapping[str, Any], where: str) -> Multiscale:
     if not isinstance(ome, dict) or "multiscales" not in ome:
         raise StoreError("no multiscales in its attributes", where, "Is this the root of an OME-Zarr image?")
     try:
-        # 0.4 keeps the block at the top, 0.5 and later under "ome".
-        checked: Any = (ImageAttrs05 if "ome" in attributes else ImageAttrs04).model_validate(ome)
+        image = _checked(ome, nested="ome" in attributes)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise StoreError(f"{place}: {first['msg']}", where, "The metadata break the OME-Zarr specification.") from error
-    image = checked.multiscales[0]
     if any(not s > 0 for data in _datasets(image) for s in data.scale):
         raise StoreError("a scale that is not above 0", where, "The metadata break the OME-Zarr specification.")
-    units = {axis.unit for axis in image.axes if axis.name in ("x", "y")}
+    units = {str(axis.name): str(axis.unit) for axis in image.axes if axis.unit}
+    space = {units.get(axis.name) for axis in image.axes if axis.name in ("x", "y")}
+    shown = _rdefs(ome)
     return Multiscale(
         str(image.name or ""),
         tuple(axis.name for axis in image.axes),
-        next(iter(units)) if len(units) == 1 else None,
+        next(iter(space)) if len(space) == 1 else None,
         _datasets(image),
         _channels(ome),
         "image-label" in ome,
+        str(ome.get("version") or "0.4"),
+        units,
+        shown("defaultZ"),
+        shown("defaultT"),
     )
 
 
-def ome_xml(
-    name: str,
-    size: Size,
-    channels: Sequence[Channel],
-    rgb: bool,
-    dtype: str,
-    mpp: Mpp | None,
-    objective_power: float | None,
-    acquired: str | None,
-) -> bytes:
-    """OME-XML that describes the image but holds no pixels (``MetadataOnly``), schema 2016-06."""
-    space = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
-    root = ET.Element("OME", {"xmlns": space, "Creator": "ngfftile"})
-    if objective_power:
-        instrument = ET.SubElement(root, "Instrument", {"ID": "Instrument:0"})
-        ET.SubElement(instrument, "Objective", {"ID": "Objective:0", "NominalMagnification": f"{objective_power:g}"})
-    image = ET.SubElement(root, "Image", {"ID": "Image:0", "Name": name})
-    if acquired:
-        ET.SubElement(image, "AcquisitionDate").text = acquired
-    if objective_power:
-        ET.SubElement(image, "InstrumentRef", {"ID": "Instrument:0"})
-        ET.SubElement(image, "ObjectiveSettings", {"ID": "Objective:0"})
-    facts = {
-        "ID": "Pixels:0",
-        "DimensionOrder": "XYCZT",
-        "Type": {"float32": "float", "float64": "double", "bool": "bit"}.get(dtype, dtype),
-        "SizeX": str(size.x),
-        "SizeY": str(size.y),
-        "SizeZ": "1",
-        "SizeC": str(len(channels)),
-        "SizeT": "1",
-    }
-    if mpp:
-        facts |= {"PhysicalSizeX": repr(mpp.x), "PhysicalSizeXUnit": "µm"}
-        facts |= {"PhysicalSizeY": repr(mpp.y), "PhysicalSizeYUnit": "µm"}
-    pixels = ET.SubElement(image, "Pixels", facts)
-    if rgb:
-        ET.SubElement(pixels, "Channel", {"ID": "Channel:0:0", "SamplesPerPixel": "3"})
-    else:
-        for i, channel in enumerate(channels):
-            # OME stores a colour as one signed 32-bit number, RGBA.
-            value = int(channel.color + "FF", 16)
-            colour = str(value - (1 << 32) if value >= 1 << 31 else value)
-            about = {"ID": f"Channel:0:{i}", "Name": channel.name, "SamplesPerPixel": "1", "Color": colour}
-            ET.SubElement(pixels, "Channel", about)
-    ET.SubElement(pixels, "MetadataOnly")
-    ET.indent(root)
-    document: bytes = ET.tostring(root, "UTF-8", xml_declaration=True)
-    return document
+def _checked(ome: Json, *, nested: bool) -> Any:
+    """The first multiscale in ome-zarr-models' types, of version 0.4 (at the top) or 0.5 (under "ome")."""
+    if not nested:
+        return ImageAttrs04.model_validate(ome).multiscales[0]
+    if str(ome.get("version", "")).startswith("0.6"):
+        return ImageAttrs06.model_validate(ome).multiscales[0].to_version("0.5")
+    return ImageAttrs05.model_validate(ome).multiscales[0]
+
+
+def _rdefs(ome: Mapping[str, Any]) -> Callable[[str], int]:
+    omero = ome.get("omero")
+    found = omero.get("rdefs") if isinstance(omero, dict) else None
+    shown = found if isinstance(found, dict) else {}
+    return lambda key: max(0, int(shown[key])) if isinstance(shown.get(key), int) else 0

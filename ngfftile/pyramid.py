@@ -42,17 +42,12 @@ def level_sizes(size: Size, stop: int = STOP) -> tuple[Size, ...]:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Shard:
-    """One stored object: its level, and its place among the level's shards (``plane`` along the channels)."""
+    """One unit of work: its level, and its place among the level's shards (``plane`` over t, channels and z)."""
 
     level: int
     plane: int
     row: int
     col: int
-
-    @property
-    def key(self) -> str:
-        """Name of the object in the store, by Zarr v3's default chunk key encoding."""
-        return f"{self.level}/c/{self.plane}/{self.row}/{self.col}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +103,11 @@ class PyramidPlan:
     fill
         Value of what is not stored: 255 for RGB, the white of the glass; 0 else.
     chunk, shard
-        Sides in pixels; the shard a multiple of the chunk, both even, the shard a power of two of chunks.
+        Sides in pixels, multiples of 16; the shard a power of two of chunks.
     tile
         Size of the source's own tiles.
+    z, t
+        Focal planes, and points in time; each is a stack of images of its own.
 
     Raises
     ------
@@ -126,17 +123,20 @@ class PyramidPlan:
     chunk: int = 256
     shard: int = 4096
     tile: Size = _ANY_TILE
+    z: int = 1
+    t: int = 1
 
     def __post_init__(self) -> None:
         if self.channels % self.depth:
             raise OptionError(f"{self.channels} channels in chunks of {self.depth}", where="plan", mend="Use depth 1.")
-        if self.chunk < 16 or self.chunk & (self.chunk - 1):
-            raise OptionError(f"chunk is {self.chunk}", where="plan", mend="Use a power of two from 16, such as 256.")
-        if self.shard < self.chunk or self.shard & (self.shard - 1):
+        if self.chunk < 16 or self.chunk % 16:
+            raise OptionError(f"chunk is {self.chunk}", where="plan", mend="Use a multiple of 16, such as 256.")
+        ratio = self.shard // self.chunk
+        if ratio * self.chunk != self.shard or ratio < 1 or ratio & (ratio - 1):
             raise OptionError(
                 f"shard is {self.shard}",
                 where="plan",
-                mend=f"Use a power of two, at least the chunk ({self.chunk}), such as 4096.",
+                mend=f"Use the chunk ({self.chunk}) times a power of two, such as {self.chunk * 16}.",
             )
 
     @cached_property
@@ -146,8 +146,26 @@ class PyramidPlan:
 
     @property
     def planes(self) -> int:
-        """Shards along the channels."""
-        return self.channels // self.depth
+        """Shards along t, channels and z together."""
+        return self.t * (self.channels // self.depth) * self.z
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Of the arrays: c, y, x, and t and z where there are several."""
+        return tuple(axis for axis in "tczyx" if axis in "cyx" or {"t": self.t, "z": self.z}[axis] > 1)
+
+    def shape(self, level: int) -> tuple[int, ...]:
+        """Of a level's array."""
+        size = self.levels[level]
+        lengths = {"t": self.t, "c": self.channels, "z": self.z, "y": size.y, "x": size.x}
+        return tuple(lengths[axis] for axis in self.axes)
+
+    def place(self, shard: Shard) -> tuple[int, ...]:
+        """A shard's coordinates in its array's grid of shards."""
+        rest, z = divmod(shard.plane, self.z)
+        t, c = divmod(rest, self.channels // self.depth)
+        found = {"t": t, "c": c, "z": z, "y": shard.row, "x": shard.col}
+        return tuple(found[axis] for axis in self.axes)
 
     def grid(self, level: int) -> Size:
         """Shards along x and y of a level."""
@@ -162,7 +180,7 @@ class PyramidPlan:
                     yield Shard(level, plane, row, col)
 
     @property
-    def objects(self) -> int:
+    def count(self) -> int:
         """Shards of all levels together."""
         return sum(self.grid(k).x * self.grid(k).y for k in range(len(self.levels))) * self.planes
 
@@ -220,7 +238,7 @@ class PyramidPlan:
     @property
     def raw_bytes(self) -> int:
         """Bytes of all levels, not compressed."""
-        return sum(s.x * s.y for s in self.levels) * self.channels * np.dtype(self.dtype).itemsize
+        return sum(s.x * s.y for s in self.levels) * self.planes * self.depth * np.dtype(self.dtype).itemsize
 
     @property
     def shard_bytes(self) -> int:

@@ -7,6 +7,7 @@ rest of it is not worth a large library in every installation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,41 @@ def halve(block: Array, out: Array) -> None:
     total += wide(2)
     total >>= wide(2)
     out[...] = total
+
+
+def pick(block: Array, out: Array) -> None:
+    """The first of each 2 x 2 pixels (c, y, x); arguments as for `halve`."""
+    out[...] = block[:, 0::2, 0::2]
+
+
+def commonest(block: Array, out: Array) -> None:
+    """The most frequent of each 2 x 2 pixels, the first where two are as frequent; arguments as for `halve`.
+
+    A pixel counts with all its channels: a colour that was not there never comes up.
+
+    Examples
+    --------
+    >>> out = np.empty((1, 1, 1), np.uint8)
+    >>> commonest(np.array([[[1, 2], [3, 2]]], np.uint8), out)
+    >>> out.item()
+    2
+    """
+    a, b, c, d = block[:, 0::2, 0::2], block[:, 0::2, 1::2], block[:, 1::2, 0::2], block[:, 1::2, 1::2]
+
+    def same(one: Array, other: Array) -> NDArray[np.bool_]:
+        equal: NDArray[np.bool_] = (one == other).all(axis=0)
+        return equal
+
+    first = same(a, b) | same(a, c) | same(a, d)
+    second = ~first & (same(b, c) | same(b, d))
+    third = ~first & ~second & same(c, d)
+    out[...] = a
+    np.copyto(out, b, where=second)
+    np.copyto(out, c, where=third)
+
+
+# How four pixels become one. The sample of `pick` lies at the first pixel's centre, the others' at the middle of four.
+METHODS: dict[str, Callable[[Array, Array], None]] = {"mean": halve, "nearest": pick, "mode": commonest}
 
 
 def weights(first: int, count: int, ratio: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

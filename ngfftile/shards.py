@@ -1,8 +1,8 @@
-"""The thin path to the arrays that we write: sharded, zstd, chunk (c, y, x).
+"""The thin path to the arrays that we write: shards, or single chunks, of pixels (c, y, x).
 
 Layout: Zarr v3 ``sharding_indexed``, https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/. A shard
 is its chunks one after the other, then an index of (offset, bytes) as little-endian uint64, 2^64 - 1 for a chunk that
-is all fill value, then crc32c of the index. Every shard is written, an empty one as its index alone: so a missing
+is all fill value, then crc32c of the index. Every object is written, an empty shard as its index alone: so a missing
 object is always damage, never silence. Any other layout is read by zarr-python.
 """
 
@@ -12,83 +12,230 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from threading import Lock
 from typing import Any
 
 import google_crc32c
-import imagecodecs
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
-from ngfftile.codecs import Codec
+from ngfftile import codecs
+from ngfftile.codecs import Blosc, Codec
 from ngfftile.errors import StoreError
 from ngfftile.geometry import Region, Size
-from ngfftile.resample import halve
-from ngfftile.store import Store
+from ngfftile.resample import METHODS
+from ngfftile.store import Store, Written
 
 Array = NDArray[Any]
 ABSENT = 2**64 - 1
 MOST_CHUNK_BYTES = 256 << 20
 
 
-def create(store: Store, path: str, shape: tuple[int, int, int], dtype: str, layout: Layout, codec: Codec) -> None:
-    """Write the metadata of an array that `write_shard` fills."""
-    store.create_array(
-        path,
-        shape=shape,
-        dtype=dtype,
-        chunks=(layout.depth, layout.chunk, layout.chunk),
-        shards=(layout.depth, layout.shard, layout.shard),
-        compressors=[codec.zarr()],
-        fill_value=layout.fill,
-        dimension_names=("c", "y", "x"),
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Sides of chunk and shard in pixels, channels in a chunk, and the value of what is not stored."""
+    """How an array is stored.
+
+    Parameters
+    ----------
+    chunk, shard
+        Sides in pixels.
+    depth
+        Channels in a shard.
+    fill
+        Value of what is not stored.
+    codec
+        Of the chunks.
+    axes
+        Names of the dimensions: c, y, x, and t and z where there are several.
+    planar
+        Whether a chunk holds one channel, not the shard's ``depth``.
+    sharded
+        Whether a shard is one object; else each chunk is, and the shard is the unit of work only.
+    zarr_format
+        3, or 2 for OME-Zarr 0.4, which has no shards.
+    """
 
     chunk: int
     shard: int
     depth: int
     fill: int
+    codec: Codec
+    axes: tuple[str, ...] = ("c", "y", "x")
+    planar: bool = False
+    sharded: bool = True
+    zarr_format: int = 3
+
+    def sides(self, channels: int, side: int) -> tuple[int, ...]:
+        """A chunk's, or shard's, shape."""
+        return tuple({"c": channels, "y": side, "x": side}.get(axis, 1) for axis in self.axes)
+
+    @property
+    def chunk_depth(self) -> int:
+        """Channels in a chunk."""
+        return 1 if self.planar else self.depth
+
+    def objects(self, path: str, place: Sequence[int], region: Region) -> list[str]:
+        """Keys of the objects that hold a shard.
+
+        Parameters
+        ----------
+        path
+            Of the array.
+        place
+            Of the shard in the array's grid of shards.
+        region
+            Its pixels.
+        """
+        prefix = f"{path}/" if self.zarr_format == 2 else f"{path}/c/"
+        if self.sharded:
+            return [prefix + "/".join(map(str, place))]
+        planes = self.depth // self.chunk_depth
+        rows = range(region.y // self.chunk, -(-region.bottom // self.chunk))
+        cols = range(region.x // self.chunk, -(-region.right // self.chunk))
+        return [
+            prefix + "/".join(map(str, self._chunk(place, p, i, j))) for p in range(planes) for i in rows for j in cols
+        ]
+
+    def _chunk(self, place: Sequence[int], plane: int, row: int, col: int) -> tuple[int, ...]:
+        c = place[self.axes.index("c")] * (self.depth // self.chunk_depth) + plane
+        found = {"c": c, "y": row, "x": col}
+        return tuple(found.get(axis, at) for axis, at in zip(self.axes, place, strict=True))
 
 
-def write_shard(store: Store, key: str, pixels: Array, layout: Layout, codec: Codec, mean: Array | None = None) -> None:
+def create(store: Store, path: str, shape: Sequence[int], dtype: str, layout: Layout) -> list[Written]:
+    """Write the metadata of an array that `write_shard` fills.
+
+    Raises
+    ------
+    OptionError
+        A codec that cannot hold these pixels.
+    """
+    kind = np.dtype(dtype)
+    chunks = layout.sides(layout.chunk_depth, layout.chunk)
+    fill = bool(layout.fill) if kind.kind == "b" else layout.fill
+    if layout.zarr_format == 2:
+        document = {
+            "zarr_format": 2,
+            "shape": list(shape),
+            "chunks": list(chunks),
+            "dtype": kind.newbyteorder("<").str,
+            "compressor": layout.codec.zarr2(kind),
+            "fill_value": fill,
+            "order": "C",
+            "filters": None,
+            "dimension_separator": "/",
+        }
+        # What xarray reads names of dimensions from.
+        return [
+            store.write_json(f"{path}/.zarray", document),
+            store.write_json(f"{path}/.zattrs", {"_ARRAY_DIMENSIONS": list(layout.axes)}),
+        ]
+    inner = layout.codec.zarr3(kind)
+    index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    sharding = {
+        "name": "sharding_indexed",
+        "configuration": {
+            "chunk_shape": list(chunks),
+            "codecs": inner,
+            "index_codecs": index,
+            "index_location": "end",
+        },
+    }
+    document = {
+        "shape": list(shape),
+        "data_type": kind.name,
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {
+                "chunk_shape": list(layout.sides(layout.depth, layout.shard) if layout.sharded else chunks)
+            },
+        },
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": float(fill) if kind.kind == "f" else fill,
+        "codecs": [sharding] if layout.sharded else inner,
+        "attributes": {},
+        "dimension_names": list(layout.axes),
+        "zarr_format": 3,
+        "node_type": "array",
+        "storage_transformers": [],
+    }
+    return [store.write_json(f"{path}/zarr.json", document)]
+
+
+Chunks = Sequence["bytes | None"]
+
+
+def write_shard(
+    store: Store,
+    keys: Sequence[str],
+    pixels: Array,
+    layout: Layout,
+    mean: Array | None = None,
+    method: str = "mean",
+    kept: Chunks | None = None,
+) -> list[Written]:
     """Compress, and write, one shard; on the way shrink it for the level above.
 
     Parameters
     ----------
+    keys
+        `Layout.objects` of the shard.
     pixels
         (depth, y, x), any strides, at most a shard.
     mean
-        (depth, max(1, y // 2), max(1, x // 2)), written in place with the 2x mean.
+        (depth, max(1, y // 2), max(1, x // 2)), written in place with the pixels shrunk by ``method``.
+    method
+        One of `ngfftile.resample.METHODS`.
+    kept
+        The shard's chunks as the source has them, row by row; else the pixels are compressed.
     """
-    side = layout.chunk
+    side, depth = layout.chunk, layout.chunk_depth
     height, width = pixels.shape[1:]
     chunk = np.empty((layout.depth, side, side), pixels.dtype)
     half = np.empty((layout.depth, side // 2, side // 2), pixels.dtype)
-    across = layout.shard // side
-    encoded: list[bytes | None] = [None] * across**2
-    for y in range(0, height, side):
-        for x in range(0, width, side):
-            part = pixels[:, y : y + side, x : x + side]
-            h, w = part.shape[1:]
-            if (h, w) != (side, side):
-                chunk[...] = layout.fill
-            chunk[:, :h, :w] = part
-            if chunk.flat[0] != layout.fill or not (chunk == layout.fill).all():
-                encoded[y // side * across + x // side] = codec.encode(chunk.data)
-            if mean is not None:
-                _halve(chunk, half, mean[:, y // 2 : (y + side) // 2, x // 2 : (x + side) // 2], height, width)
-    store.write(key, *assemble(encoded))
+    across, planes = layout.shard // side, layout.depth // depth
+    encoded: list[bytes | None] = [None] * (planes * across**2)
+    for y, x in product(range(0, height, side), range(0, width, side)):
+        part = pixels[:, y : y + side, x : x + side]
+        h, w = part.shape[1:]
+        if (h, w) != (side, side):
+            chunk[...] = layout.fill
+        chunk[:, :h, :w] = part
+        if not layout.codec.lossless:
+            _round_off(chunk, h, w)
+        for plane in range(planes if kept is None else 0):
+            piece = chunk[plane * depth : (plane + 1) * depth]
+            # A single chunk is always an object; in a shard the index can say that it is all fill value.
+            if not layout.sharded or piece.flat[0] != layout.fill or not (piece == layout.fill).all():
+                encoded[(plane * across + y // side) * across + x // side] = _encode(layout, piece)
+        if mean is not None:
+            _halve(chunk, half, mean[:, y // 2 : (y + side) // 2, x // 2 : (x + side) // 2], height, width, method)
+    if kept is not None:
+        rows, cols = -(-height // side), -(-width // side)
+        for i, j in product(range(rows), range(cols)):
+            encoded[i * across + j] = kept[i * cols + j]
+    if layout.sharded:
+        return [store.write(keys[0], *assemble(encoded))]
+    single = [c for c in encoded if c is not None]
+    return [store.write(key, data) for key, data in zip(keys, single, strict=True)]
 
 
-def shrink(pixels: Array, mean: Array, side: int) -> None:
-    """The 2x mean of a shard's pixels (depth, y, x), in pieces of ``side`` that fit the cache."""
+def _round_off(chunk: Array, height: int, width: int) -> None:
+    """Go on with the picture's last row and column to the next 16: an edge inside a JPEG block costs bytes."""
+    right, bottom = -(-width // 16) * 16, -(-height // 16) * 16
+    chunk[:, :height, width:right] = chunk[:, :height, width - 1 : width]
+    chunk[:, height:bottom, :right] = chunk[:, height - 1 : height, :right]
+
+
+def _encode(layout: Layout, chunk: Array) -> bytes:
+    bare = layout.zarr_format == 2 and isinstance(layout.codec, Blosc)
+    return layout.codec.bare(chunk) if bare else layout.codec.encode(chunk)  # type: ignore[attr-defined]
+
+
+def shrink(pixels: Array, mean: Array, side: int, method: str = "mean") -> None:
+    """The next level of a shard's pixels (depth, y, x), in pieces of ``side`` that fit the cache."""
     height, width = pixels.shape[1:]
     chunk = np.zeros((len(pixels), side, side), pixels.dtype)
     half = np.empty((len(pixels), side // 2, side // 2), pixels.dtype)
@@ -96,20 +243,20 @@ def shrink(pixels: Array, mean: Array, side: int) -> None:
         for x in range(0, width, side):
             part = pixels[:, y : y + side, x : x + side]
             chunk[:, : part.shape[1], : part.shape[2]] = part
-            _halve(chunk, half, mean[:, y // 2 : (y + side) // 2, x // 2 : (x + side) // 2], height, width)
+            _halve(chunk, half, mean[:, y // 2 : (y + side) // 2, x // 2 : (x + side) // 2], height, width, method)
 
 
-def _halve(chunk: Array, half: Array, out: Array, height: int, width: int) -> None:
+def _halve(chunk: Array, half: Array, out: Array, height: int, width: int, method: str) -> None:
     # A level one pixel high or wide stays so: the pixel is its own neighbour.
     if height == 1:
         chunk[:, 1] = chunk[:, 0]
     if width == 1:
         chunk[:, :, 1] = chunk[:, :, 0]
-    halve(chunk, half)
+    METHODS[method](chunk, half)
     out[...] = half[:, : out.shape[1], : out.shape[2]]
 
 
-def assemble(chunks: Sequence[bytes | None]) -> Iterator[bytes]:
+def assemble(chunks: Chunks) -> Iterator[bytes]:
     """The bytes of a shard: chunks, index, checksum.
 
     Examples
@@ -163,9 +310,9 @@ class LevelArray:
     store, path
         Where.
     axes
-        Names of its dimensions, among t c z y x; t and z must be of length 1.
+        Names of its dimensions, among t c z y x.
     whole
-        Whether every shard is stored, as in what we write; then a missing one is an error, not fill value.
+        Whether every object is stored, as in what we write; then a missing one is an error, not fill value.
     """
 
     store: Store
@@ -175,13 +322,12 @@ class LevelArray:
 
     @cached_property
     def _array(self) -> zarr.Array[Any]:
-        array = self.store.open_array(self.path)
-        long = [n for n, a in zip(array.shape, self.axes, strict=False) if a not in "cyx" and n != 1]
-        if len(array.shape) != len(self.axes) or long or not {"y", "x"} <= set(self.axes):
+        array = self.store.open_array(self.path, whole=self.whole)
+        if len(array.shape) != len(self.axes) or not {"y", "x"} <= set(self.axes) <= set("tczyx"):
             raise StoreError(
                 f"array {self.path!r} of shape {array.shape} has axes {self.axes}",
                 str(self.store),
-                "A slide has axes c, y, x, or more of length 1.",
+                "A slide has axes y and x, and may have t, c and z.",
             )
         return array
 
@@ -200,6 +346,16 @@ class LevelArray:
     def channels(self) -> int:
         """How many."""
         return self._along(self._array.shape, "c")
+
+    @cached_property
+    def z(self) -> int:
+        """Focal planes."""
+        return self._along(self._array.shape, "z")
+
+    @cached_property
+    def t(self) -> int:
+        """Points in time."""
+        return self._along(self._array.shape, "t")
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
@@ -223,95 +379,145 @@ class LevelArray:
         """The compressed unit in pixels."""
         return Size(self._along(self._array.chunks, "x"), self._along(self._array.chunks, "y"))
 
-    @cached_property
-    def _thin(self) -> bool:
-        """Whether the array has the layout that this module reads by itself."""
-        codecs: tuple[Any, ...] = getattr(self._array.metadata, "codecs", ())
-        if self.axes != ("c", "y", "x") or len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec):
-            return False
-        sharding = codecs[0]
-        inner, index = sharding.codecs, sharding.index_codecs
-        encoding = self._array.metadata.to_dict().get("chunk_key_encoding")
-        return (
-            [type(c) for c in inner] == [BytesCodec, ZstdCodec]
-            and [type(c) for c in index] == [BytesCodec, Crc32cCodec]
-            and _name(sharding.index_location) == "end"
-            and (self.dtype.itemsize == 1 or _name(getattr(inner[0], "endian", None)) == "little")
-            and self._array.shards is not None
-            and self._array.shards[0] == self._array.chunks[0]
-            and self.channels % self._array.chunks[0] == 0
-            and encoding == {"name": "default", "configuration": {"separator": "/"}}
-            and int(np.prod(self._array.chunks)) * self.dtype.itemsize <= MOST_CHUNK_BYTES
-        )
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Of the dimensions, as the array itself has them; Zarr v2 has none."""
+        found = self._array.metadata.to_dict().get("dimension_names")
+        return tuple(str(name) for name in found) if isinstance(found, list | tuple) else None
 
-    def read(self, region: Region) -> Array:
-        """Pixels (c, y, x) of a region inside the level.
+    @property
+    def lossless(self) -> bool:
+        """Whether its codecs give back what was written; codecs that we do not know are taken to."""
+        return self._thin is None or self._thin.codec.lossless
+
+    @cached_property
+    def _thin(self) -> _Thin | None:
+        """How this module reads the array by itself, or None where zarr-python must."""
+        about = self._array.metadata.to_dict()
+        sharding = _only(about.get("codecs"))
+        inner = sharding.get("codecs", [])
+        codec = codecs.parse(inner)
+        shard, chunk = self._array.shards, self._array.chunks
+        single = [axis for axis in self.axes if axis in "tz"]
+        if (
+            codec is None
+            or shard is None
+            or "c" not in self.axes
+            or self.axes != tuple(a for a in "tczyx" if a in self.axes)
+        ):
+            return None
+        plain = (
+            list(sharding.get("index_codecs", [])) == _INDEX_CODECS
+            and sharding.get("index_location", "end") == "end"
+            and about.get("chunk_key_encoding") == {"name": "default", "configuration": {"separator": "/"}}
+            and all(self._along(shard, axis) == 1 for axis in single)
+            and self.channels % self._along(shard, "c") == 0
+            and int(np.prod(chunk)) * self.dtype.itemsize <= MOST_CHUNK_BYTES
+        )
+        return _Thin(codec, self._along(shard, "c"), self._along(chunk, "c")) if plain else None
+
+    def read(self, region: Region, t: int = 0, z: int = 0) -> Array:
+        """Pixels (c, y, x) of a region inside the level, at one point in time and focal plane.
 
         Raises
         ------
         StoreError
-            A shard that is missing, or a chunk that is damaged; the message names it.
+            An object that is missing, or a chunk that is damaged; the message names it.
         """
-        if not self._thin:
-            return self._read_any(region)
+        thin = self._thin
+        if thin is None:
+            return self._read_any(region, t, z)
         out = np.empty((self.channels, region.height, region.width), self.dtype)
-        depth = self._array.chunks[0]
         shard = self.unit
-        for plane in range(self.channels // depth):
+        for group in range(self.channels // thin.depth):
             for row in range(region.y // shard.y, -(-region.bottom // shard.y)):
                 for col in range(region.x // shard.x, -(-region.right // shard.x)):
+                    place = {"t": t, "c": group, "z": z, "y": row, "x": col}
+                    key = "/".join([self.path, "c", *(str(place[axis]) for axis in self.axes)])
                     whole = Region(col * shard.x, row * shard.y, shard.x, shard.y)
                     wanted = whole.clip(region)
-                    target = out[(slice(plane * depth, (plane + 1) * depth), *wanted.inside(region))]
-                    self._read_shard(f"{self.path}/c/{plane}/{row}/{col}", whole, wanted, target)
+                    target = out[(slice(group * thin.depth, (group + 1) * thin.depth), *wanted.inside(region))]
+                    self._read_shard(key, thin, whole, wanted, target)
         return out
 
-    def _read_any(self, region: Region) -> Array:
-        box = {"y": slice(region.y, region.bottom), "x": slice(region.x, region.right), "c": slice(None)}
+    def _read_any(self, region: Region, t: int, z: int) -> Array:
+        box: dict[str, Any] = {
+            "y": slice(region.y, region.bottom),
+            "x": slice(region.x, region.right),
+            "c": slice(None),
+            "t": t,
+            "z": z,
+        }
         try:
-            pixels = np.asarray(self._array[tuple(box.get(axis, 0) for axis in self.axes)])
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            pixels = np.asarray(self._array[tuple(box[axis] for axis in self.axes)])
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, zarr.errors.BaseZarrError) as error:
             raise StoreError(f"level {self.path}, {region} cannot be read ({error})", str(self.store)) from error
-        return pixels if "c" in self.axes else pixels[None]
+        left = [axis for axis in self.axes if axis in "cyx"]
+        if "c" not in left:
+            return pixels.transpose([left.index(axis) for axis in "yx"])[None]
+        return pixels.transpose([left.index(axis) for axis in "cyx"])
 
-    def _read_shard(self, key: str, whole: Region, wanted: Region, out: Array) -> None:
+    def _read_shard(self, key: str, thin: _Thin, whole: Region, wanted: Region, out: Array) -> None:
         if not self.whole and not (self.store.root / key).exists():
             out[...] = self.fill
             return
         side = self.chunk
         across, down = whole.width // side.x, whole.height // side.y
-        shape = self._array.chunks
-        buffer = np.empty(shape, self.dtype)
-        raw = buffer.reshape(-1).view(np.uint8)
+        planes = thin.depth // thin.chunk_depth
+        buffer = np.empty((thin.chunk_depth, side.y, side.x), self.dtype)
+        rows = range((wanted.y - whole.y) // side.y, -(-(wanted.bottom - whole.y) // side.y))
+        cols = range((wanted.x - whole.x) // side.x, -(-(wanted.right - whole.x) // side.x))
         with self.store.open(key) as file:
-            index = _indexes.get((str(file.path), file.version), lambda: _read_index(file, key, across * down))
-            for i in range((wanted.y - whole.y) // side.y, -(-(wanted.bottom - whole.y) // side.y)):
-                for j in range((wanted.x - whole.x) // side.x, -(-(wanted.right - whole.x) // side.x)):
-                    place = Region(whole.x + j * side.x, whole.y + i * side.y, side.x, side.y)
-                    part = place.clip(wanted)
-                    target = out[(slice(None), *part.inside(wanted))]
-                    offset, count = (int(v) for v in index[i * across + j])
-                    if offset == count == ABSENT:
-                        target[...] = self.fill
-                        continue
-                    try:
-                        if offset + count > file.size:
-                            raise ValueError("the index points past the shard's end")  # noqa: TRY301
-                        if len(imagecodecs.zstd_decode(file.read(offset, count), out=raw)) != len(raw):
-                            raise ValueError("it decodes to fewer bytes than a chunk has")  # noqa: TRY301
-                    except (imagecodecs.ZstdError, ValueError, StoreError) as error:
-                        raise StoreError(
-                            f"{key}, chunk at row {i}, column {j}: {error}", str(self.store), "It is damaged."
-                        ) from error
-                    target[...] = buffer[(slice(None), *part.inside(place))]
+            index = _indexes.get((str(file.path), file.version), lambda: read_index(file, key, planes * across * down))
+            for plane, i, j in product(range(planes), rows, cols):
+                place = Region(whole.x + j * side.x, whole.y + i * side.y, side.x, side.y)
+                part = place.clip(wanted)
+                channels = slice(plane * thin.chunk_depth, (plane + 1) * thin.chunk_depth)
+                target = out[(channels, *part.inside(wanted))]
+                offset, count = (int(v) for v in index[(plane * down + i) * across + j])
+                if offset == count == ABSENT:
+                    target[...] = self.fill
+                    continue
+                try:
+                    if offset + count > file.size:
+                        raise ValueError("the index points past the shard's end")  # noqa: TRY301
+                    thin.codec.decode(file.read(offset, count), buffer)
+                except (ValueError, StoreError) as error:
+                    where = f"plane {plane}, " if planes > 1 else ""
+                    raise StoreError(
+                        f"{key}, chunk at {where}row {i}, column {j}: {error}", str(self.store), "It is damaged."
+                    ) from error
+                target[...] = buffer[(slice(None), *part.inside(place))]
 
 
-def _name(option: Any) -> str:
-    """The word of an option that zarr-python holds as an enumeration or as a string."""
-    return str(getattr(option, "value", option))
+@dataclass(frozen=True, slots=True)
+class _Thin:
+    """Codec of the chunks, and channels in a shard and in a chunk."""
+
+    codec: Codec
+    depth: int
+    chunk_depth: int
 
 
-def _read_index(file: Any, key: str, chunks: int) -> Array:
+_INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+
+
+def _only(codecs_: Any) -> dict[str, Any]:
+    """Configuration of the sharding codec, where it is the only one of an array."""
+    if not isinstance(codecs_, list | tuple) or len(codecs_) != 1 or codecs_[0].get("name") != "sharding_indexed":
+        return {}
+    found: dict[str, Any] = dict(codecs_[0].get("configuration") or {})
+    return found
+
+
+def read_index(file: Any, key: str, chunks: int) -> Array:
+    """The index of a shard, (chunks, 2): offset and bytes of each chunk.
+
+    Raises
+    ------
+    StoreError
+        Too short for one, or its checksum does not match.
+    """
     length = 16 * chunks + 4
     if file.size < length:
         raise StoreError(f"{key} has {file.size} bytes, its index alone needs {length}", mend="It is truncated.")

@@ -5,35 +5,29 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 from PIL import Image
 
-from ngfftile import labels, ngff, picture
+from ngfftile import color as colours
+from ngfftile import labels, lazy, ngff, picture
 from ngfftile.errors import MissingError, OptionError, ResolutionError, StoreError
 from ngfftile.geometry import Mpp, Region, Size
 from ngfftile.locations import local_path
 from ngfftile.ngff import Multiscale
 from ngfftile.shards import LevelArray
-from ngfftile.store import ROOT, Store
+from ngfftile.store import Store
 from ngfftile.view import Level, View
 
 Array = NDArray[Any]
 MOST_LEVELS = 32
 TOLERANCE = 0.05  # scanners of one nominal resolution differ by a few per cent: 0.2508, 0.499
 _MOST_THUMBNAIL_PIXELS = 1 << 28
-_MICROMETRES = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
-
-
-def _read_block(view: View, block_info: Any = None) -> Array:
-    (_, (y0, y1), (x0, x1)) = block_info[None]["array-location"]
-    return view.read(Region(x0, y0, x1 - x0, y1 - y0))
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -45,7 +39,7 @@ class Associated(Mapping[str, Array]):
 
     def __getitem__(self, role: str) -> Array:
         place = Store(self.store.root / self.store.inside(self.paths[role]))
-        image = ngff.parse(place.json(ROOT).get("attributes", {}), str(place))
+        image = ngff.parse(place.attributes(""), str(place))
         array = LevelArray(place, image.datasets[0].path, image.axes, whole=True)
         pixels = array.read(Region(0, 0, array.size.x, array.size.y))
         return np.ascontiguousarray(pixels.transpose(1, 2, 0))
@@ -141,13 +135,12 @@ class Slide:
     def levels(self) -> tuple[Level, ...]:
         """The stored levels, the finest first."""
         y, x = self.multiscale.axes.index("y"), self.multiscale.axes.index("x")
-        factor = _MICROMETRES.get(self.multiscale.unit or "")
         finest = self.multiscale.datasets[0].scale
         return tuple(
             Level(
                 k,
                 array.size,
-                Mpp(data.scale[x] * factor, data.scale[y] * factor) if factor else None,
+                self.multiscale.mpp(k),
                 data.scale[x] / finest[x],
                 data.scale[y] / finest[y],
             )
@@ -165,6 +158,16 @@ class Slide:
         return self.levels[0].mpp
 
     @property
+    def z(self) -> int:
+        """Focal planes."""
+        return self._arrays[0].z
+
+    @property
+    def t(self) -> int:
+        """Points in time."""
+        return self._arrays[0].t
+
+    @property
     def channels(self) -> tuple[str, ...]:
         """Channel names."""
         named = [c.name for c in self.multiscale.channels]
@@ -174,13 +177,7 @@ class Slide:
     @property
     def rgb(self) -> bool:
         """Whether its three channels are red, green and blue of one picture."""
-        if self._arrays[0].channels != 3:
-            return False
-        if [c.name for c in self.multiscale.channels] == [c.name for c in ngff.RGB]:
-            return True
-        # Others' stores say less: three bytes, shown as red, green and blue or not said how.
-        colors = [c.color.upper() for c in self.multiscale.channels]
-        return self.dtype == np.uint8 and colors in ([], [c.color for c in ngff.RGB])
+        return self.multiscale.rgb(self._arrays[0].channels, self.dtype)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -202,6 +199,31 @@ class Slide:
         """Magnification of the objective."""
         power = self.facts.get("objective_power")
         return float(power) if isinstance(power, int | float) else None
+
+    @property
+    def acquired(self) -> str | None:
+        """When it was scanned, ISO 8601."""
+        stamp = self.facts.get("acquired")
+        return str(stamp) if stamp else None
+
+    @property
+    def bounds(self) -> Region | None:
+        """Where on level 0 the scanner saw something, if the vendor says."""
+        sides = [self.properties.get(f"openslide.bounds-{side}") for side in ("x", "y", "width", "height")]
+        return Region(*(int(side) for side in sides if side)) if all(sides) else None
+
+    @property
+    def background(self) -> str:
+        """Colour of the empty glass as the vendor says, RRGGBB; white where nobody does."""
+        return self.properties.get("openslide.background-color", "FFFFFF")
+
+    @property
+    def ome_xml(self) -> str | None:
+        """OME-XML: the source's own without the places of its pixels, or what we know; None in others' stores."""
+        try:
+            return self.store.whole("OME/METADATA.ome.xml").decode()
+        except StoreError:
+            return None
 
     @property
     def properties(self) -> Mapping[str, str]:
@@ -238,7 +260,16 @@ class Slide:
             mark = hashlib.sha256(about.encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
         return str(mark)[:32]
 
-    def view(self, level: int | None = None, mpp: float | None = None, tolerance: float = TOLERANCE) -> View:
+    def view(
+        self,
+        level: int | None = None,
+        mpp: float | None = None,
+        tolerance: float = TOLERANCE,
+        *,
+        t: int | None = None,
+        z: int | None = None,
+        color: str = "stored",
+    ) -> View:
         """The slide at a level, or at a resolution.
 
         A resolution is the stored level within the tolerance, else the area mean of the next finer one.
@@ -251,20 +282,47 @@ class Slide:
             Micrometres per pixel, along both axes. Give this or ``level``.
         tolerance
             Relative difference that still counts as the same resolution.
+        t, z
+            Point in time and focal plane; by default those that the store shows first, the middle of a focal stack.
+        color
+            ``stored`` leaves the colours as they are; ``srgb`` takes them through the slide's ICC profile. A slide
+            without one is taken for sRGB.
 
         Raises
         ------
         ResolutionError
             No such level; finer than level 0; or the slide has no mpp.
+        OptionError
+            No such focal plane, point in time or colour space; a slide that is not RGB has no colours to convert.
         """
         if (level is None) == (mpp is None):
             raise OptionError(f"level is {level} and mpp is {mpp}", self.url, "Give exactly one of the two.")
-        if level is not None:
-            if not 0 <= level < len(self.levels):
-                raise ResolutionError(f"no level {level}", self.url, f"It has levels 0 to {len(self.levels) - 1}.")
-            return self._view(self.levels[level])
-        assert mpp is not None
-        return self._at(Mpp.of(mpp).x, tolerance)
+        if level is None:
+            assert mpp is not None
+            found = self._at(Mpp.of(mpp).x, tolerance)
+        elif 0 <= level < len(self.levels):
+            found = self._view(self.levels[level])
+        else:
+            raise ResolutionError(f"no level {level}", self.url, f"It has levels 0 to {len(self.levels) - 1}.")
+        return replace(found, t=self._plane("t", t), z=self._plane("z", z), profile=self._profile(color))
+
+    def _plane(self, axis: str, wanted: int | None) -> int:
+        """A point in time or focal plane, by default the one that the store shows first."""
+        count, shown = (self.t, self.multiscale.t) if axis == "t" else (self.z, self.multiscale.z)
+        if wanted is None:
+            return min(shown, count - 1)
+        if not 0 <= wanted < count:
+            raise OptionError(f"no {axis} {wanted}", self.url, f"It has {axis} 0 to {count - 1}.")
+        return wanted
+
+    def _profile(self, space: str) -> bytes | None:
+        if space not in colours.SPACES:
+            raise OptionError(f"color is {space!r}", self.url, f"Use one of {', '.join(colours.SPACES)}.")
+        if space == "stored":
+            return None
+        if not self.rgb:
+            raise OptionError("its channels are not red, green and blue", self.url, 'Use color="stored".')
+        return self.icc
 
     def _view(self, level: Level, ratio_x: float = 1.0, ratio_y: float = 1.0) -> View:
         array = self._arrays[level.index]
@@ -301,6 +359,10 @@ class Slide:
         mpp: float | None = None,
         tolerance: float = TOLERANCE,
         blocks: int | Size | None = None,
+        *,
+        t: int | None = None,
+        z: int | None = None,
+        color: str = "stored",
     ) -> xr.DataArray:
         """The slide at a level, or at a resolution, as a lazy array.
 
@@ -311,11 +373,15 @@ class Slide:
         blocks
             Sides of dask's blocks in pixels; by default whole shards, or the largest part of one below 64 MB.
 
+        t, z, color
+            As for `view`; where t or z is None, and the slide has several, the array has that axis too.
+
         Returns
         -------
         xarray.DataArray
-            (c, y, x) on dask. Coordinates are the pixels' centres in micrometres, as the store's scale and translation
-            say (https://ngff.openmicroscopy.org/0.5/#trafo-md); in level-0 pixels where the slide has no mpp.
+            (c, y, x) on dask; (t, c, z, y, x) of a slide with several points in time and focal planes. Coordinates are
+            the pixels' centres in micrometres, as the store's scale and translation say
+            (https://ngff.openmicroscopy.org/0.5/#trafo-md); in level-0 pixels where the slide has no mpp.
             ``attrs``: url, level read, mpp requested and delivered, downsample.
 
         Raises
@@ -329,21 +395,12 @@ class Slide:
         >>> slide.image(mpp=1.0).shape
         (3, 100, 150)
         """
-        view = self.view(level, mpp, tolerance)
-        block = Size.of(blocks) if blocks is not None else view.block()
-        chunks = ((view.array.channels,), _steps(view.size.y, block.y), _steps(view.size.x, block.x))
-        token = repr(
-            (self.url, self.facts.get("source"), self.multiscale, view.level.index, view.ratio_x, view.ratio_y, chunks)
-        )
-        data = da.map_blocks(
-            _read_block,
-            view,
-            chunks=chunks,
-            dtype=view.array.dtype,
-            meta=np.empty((0, 0, 0), view.array.dtype),
-            name=f"slide-{hashlib.sha256(token.encode()).hexdigest()[:16]}",
-        )
-        coords = {"c": list(self.channels), "y": self._axis(view, "y"), "x": self._axis(view, "x")}
+        view = self.view(level, mpp, tolerance, t=t, z=z, color=color)
+        stacked = {axis: n for axis, n, at in (("t", self.t, t), ("z", self.z, z)) if n > 1 and at is None}
+        name = (self.url, self.facts.get("source"), self.multiscale)
+        data = lazy.array(view, stacked, Size.of(blocks) if blocks is not None else view.block(), name)
+        dims = tuple(axis for axis in "tczyx" if axis in "cyx" or axis in stacked)
+        coords = {a: list(self.channels) if a == "c" else lazy.axis(view, self.multiscale, a, stacked) for a in dims}
         attrs = {
             "url": self.url,
             "level": view.level.index,
@@ -353,17 +410,9 @@ class Slide:
             "downsample_x": view.downsample_x,
             "downsample_y": view.downsample_y,
             "rgb": self.rgb,
+            "color": color if self.rgb else "stored",
         }
-        return xr.DataArray(data, coords, ("c", "y", "x"), self.name, attrs)
-
-    def _axis(self, view: View, axis: str) -> xr.Variable:
-        """Places of the pixels' centres along one axis."""
-        data, i = self.multiscale.datasets[view.level.index], self.multiscale.axes.index(axis)
-        count, ratio = (view.size.x, view.ratio_x) if axis == "x" else (view.size.y, view.ratio_y)
-        pixels = (np.arange(count) + 0.5) * ratio - 0.5
-        factor = _MICROMETRES.get(self.multiscale.unit or "")
-        places = (pixels * data.scale[i] + data.translation[i]) * (factor or 1.0)
-        return xr.Variable(axis, places, {"units": "µm" if factor else "pixel"})
+        return xr.DataArray(data, coords, dims, self.name, attrs)
 
     @property
     def tree(self) -> xr.DataTree:
@@ -385,7 +434,8 @@ class Slide:
             raise StoreError(
                 f"its coarsest level is {array.size}: too large for a picture", self.url, "Convert it to a pyramid."
             )
-        pixels = array.read(Region(0, 0, array.size.x, array.size.y))
+        whole = Region(0, 0, array.size.x, array.size.y)
+        pixels = array.read(whole, self._plane("t", None), self._plane("z", None))
         as_it_is = self.rgb and self.dtype == np.uint8
         shown = pixels.transpose(1, 2, 0) if as_it_is else picture.composite(pixels, self.multiscale.channels)
         small = Image.fromarray(shown)
@@ -395,7 +445,9 @@ class Slide:
     def __repr__(self) -> str:
         mpp = f"{self.mpp} µm/px" if self.mpp else "mpp unknown"
         power = f", {self.objective_power:g}x" if self.objective_power else ""
-        head = f"Slide {self.name}: {self.size.x} x {self.size.y}, {len(self.channels)} x {self.dtype}, {mpp}{power}"
+        stack = "".join(f" x {n} {axis}" for axis, n in (("z", self.z), ("t", self.t)) if n > 1)
+        size = f"{self.size.x} x {self.size.y}{stack}, {len(self.channels)} x {self.dtype}"
+        head = f"Slide {self.name}: {size}, {mpp}{power}"
         about = f"  {self.vendor or 'vendor unknown'}; associated: {', '.join(self.associated) or 'none'}; {self.url}"
         return "\n".join([head, about, *(f"  {level}" for level in self.levels)])
 
@@ -418,7 +470,7 @@ def open(url: str | os.PathLike[str]) -> Slide:  # noqa: A001 (nt.open, as in xa
     Parameters
     ----------
     url
-        A local path or ``file://`` url of a store, version 0.4 or 0.5, ours or another writer's.
+        A local path or ``file://`` url of a store, version 0.4, 0.5 or 0.6, ours or another writer's.
 
     Returns
     -------
@@ -453,23 +505,16 @@ def open(url: str | os.PathLike[str]) -> Slide:  # noqa: A001 (nt.open, as in xa
 
 
 def _attributes(store: Store) -> dict[str, Any]:
-    """The root group's attributes; Zarr v3 keeps them in zarr.json, v2 in .zattrs."""
+    """The root group's attributes."""
     if not store.root.is_dir():
         raise StoreError(
             "not an OME-Zarr store", str(store), "Convert a slide first: ngfftile convert SLIDE -o STORE.ome.zarr"
         )
     try:
-        found = store.json(ROOT).get("attributes", {}) if (store.root / ROOT).exists() else store.json(".zattrs")
+        return store.attributes("")
     except MissingError as error:
         raise StoreError(
             "not an OME-Zarr store: it has no root zarr.json",
             str(store),
             "An interrupted conversion goes on with the same convert command.",
         ) from error
-    if not isinstance(found, dict):
-        raise StoreError("its attributes are not a JSON object", str(store))
-    return found
-
-
-def _steps(total: int, step: int) -> tuple[int, ...]:
-    return tuple(min(step, total - start) for start in range(0, total, step))

@@ -7,6 +7,10 @@ A store is written in a *draft* beside its target, and appears in one step when 
 
 Each object is written to a temporary name, synced and renamed: an object that is present is whole and durable, so a
 resumed run needs no journal, only a listing.
+
+A finished store has a manifest: size and crc32c of every object, as attributes of the group ``ngfftile``, so that no
+reader meets anything but Zarr. The root's attributes hold the manifest's crc32c, and their own document's, taken with
+that number as zeros: so any byte that changes is found. Labels, which come and go, have manifests of their own.
 """
 
 from __future__ import annotations
@@ -14,17 +18,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
+import google_crc32c
 import zarr
 import zarr.errors
 import zarr.storage
-from zarr.core.buffer import default_buffer_prototype
 
 from ngfftile.errors import ExistsError, MissingError, StoreError
 
@@ -33,8 +38,45 @@ try:
 except ImportError:  # Windows, where two processes on one target are not kept apart
     fcntl = None  # type: ignore[assignment]
 
-PLAN, LOCK, ROOT = "plan.json", "lock", "zarr.json"
+PLAN, LOCK, ROOT, ROOT2 = "plan.json", "lock", "zarr.json", ".zattrs"
+MANIFEST, LABELS = "ngfftile", "labels"
 MOST_METADATA = 16 << 20  # bytes of one zarr.json
+_MOST_MANIFEST = 1 << 30
+_SEAL = re.compile(rb'"document_crc32c": "([0-9a-f]{8})"')
+_OPEN_SEAL = "0" * 8
+
+
+class Written(NamedTuple):
+    """An object that was written: its key, bytes and crc32c."""
+
+    key: str
+    size: int
+    crc32c: str
+
+
+def crc_of(*parts: bytes) -> str:
+    """crc32c of bytes, as eight hexadecimal digits."""
+    value = 0
+    for part in parts:
+        value = google_crc32c.extend(value, part)
+    return f"{value:08x}"
+
+
+def seal(document: bytes) -> bytes:
+    """A JSON document whose ``document_crc32c`` is zeros, with its own crc32c in their place."""
+    place = _SEAL.search(document)
+    assert place is not None
+    return document[: place.start(1)] + crc_of(document).encode() + document[place.end(1) :]
+
+
+def sealed(document: bytes) -> bool | None:
+    """Whether a document is as `seal` left it; None where it has no seal."""
+    places = list(_SEAL.finditer(document))
+    if len(places) != 1:
+        return None if not places else False
+    place = places[0]
+    zeros = document[: place.start(1)] + _OPEN_SEAL.encode() + document[place.end(1) :]
+    return crc_of(zeros).encode() == place[1]
 
 
 class LocalFile:
@@ -110,18 +152,18 @@ class Store:
         except FileNotFoundError as error:
             raise StoreError(f"{key} is missing", str(self), "Convert the slide again.") from error
 
-    def json(self, key: str) -> dict[str, Any]:
+    def json(self, key: str, most: int = MOST_METADATA) -> dict[str, Any]:
         """A small JSON object.
 
         Raises
         ------
         MissingError, StoreError
-            It is missing; it is no JSON object, or larger than 16 MiB.
+            It is missing; it is no JSON object, or larger than ``most`` bytes.
         """
         path = self.root / key
         try:
-            if path.stat().st_size > MOST_METADATA:
-                raise StoreError(f"{key} is larger than {MOST_METADATA} bytes", str(self))
+            if path.stat().st_size > most:
+                raise StoreError(f"{key} is larger than {most} bytes", str(self))
             document = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:
             raise MissingError(f"{key} is missing", str(self)) from error
@@ -149,32 +191,36 @@ class Store:
         with self.open(key) as file:
             return file.read(0, file.size)
 
-    def write(self, key: str, *parts: bytes) -> None:
+    def write(self, key: str, *parts: bytes) -> Written:
         """Write one object: temporary name, sync, rename."""
         path = self.root / key
         if not self.root.is_dir():
             raise StoreError("the folder is gone", str(self), "Was it removed while it was written?")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        size, crc = 0, 0
         try:
             with temporary.open("wb") as file:
-                file.writelines(parts)
+                for part in parts:
+                    file.write(part)
+                    size, crc = size + len(part), google_crc32c.extend(crc, part)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        return Written(key, size, f"{crc:08x}")
 
-    def write_json(self, key: str, document: dict[str, Any]) -> None:
+    def write_json(self, key: str, document: dict[str, Any]) -> Written:
         """Write one JSON object; the same document gives the same bytes."""
-        self.write(key, json.dumps(document, indent=1).encode())
+        return self.write(key, _bytes(document))
 
     def keys(self) -> Iterator[str]:
         """Names of all objects; temporary ones are left out."""
         for folder, _, files in os.walk(self.root):
             inside = Path(folder).relative_to(self.root)
-            yield from ((inside / name).as_posix() for name in files if not name.startswith("."))
+            yield from ((inside / name).as_posix() for name in files if not _temporary(name))
 
     def sizes(self, path: str) -> list[tuple[str, int]]:
         """Names and sizes of the objects below a path, in order."""
@@ -185,8 +231,13 @@ class Store:
         """Bytes of all objects together."""
         return sum((self.root / key).stat().st_size for key in self.keys())
 
-    def open_array(self, path: str) -> zarr.Array[Any]:
+    def open_array(self, path: str, *, whole: bool = False) -> zarr.Array[Any]:
         """An array by zarr-python, read only: any version, codec and layout.
+
+        Parameters
+        ----------
+        whole
+            Whether a missing object is an error, not fill value.
 
         Raises
         ------
@@ -194,21 +245,112 @@ class Store:
             No array there, or one that zarr-python cannot open.
         """
         try:
-            return zarr.open_array(zarr.storage.LocalStore(self.root / path, read_only=True), mode="r")
+            array = zarr.open_array(zarr.storage.LocalStore(self.root / path, read_only=True), mode="r")
+            return array.with_config({"read_missing_chunks": False}) if whole else array
         except (OSError, ValueError, KeyError, TypeError, zarr.errors.BaseZarrError) as error:
             raise StoreError(f"array {path!r} cannot be opened ({error})", str(self)) from error
 
-    def create_array(self, path: str, **spec: Any) -> None:
-        """Write an array's metadata, as zarr-python has them; ``spec`` is `zarr.create_array`'s."""
-        # In memory, since zarr would neither sync the file nor leave out the groups above it: the root comes last.
-        array = zarr.create_array(zarr.storage.MemoryStore(), **spec)
-        document = array.metadata.to_buffer_dict(default_buffer_prototype())[ROOT]
-        self.write(f"{path}/{ROOT}", document.to_bytes())
-
-    def create_group(self, path: str, attributes: dict[str, Any]) -> None:
+    def create_group(self, path: str, attributes: dict[str, Any], zarr_format: int = 3) -> list[Written]:
         """Write a group's metadata."""
-        document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-        self.write_json(f"{path}/{ROOT}".lstrip("/"), document)
+        prefix = f"{path}/" if path else ""
+        return [self.write(prefix + name, data) for name, data in _group(attributes, zarr_format).items()]
+
+    def attributes(self, path: str, most: int = MOST_METADATA) -> dict[str, Any]:
+        """A group's attributes, Zarr v3's or v2's.
+
+        Raises
+        ------
+        MissingError, StoreError
+            No group there; no attributes that can be read.
+        """
+        prefix = f"{path}/" if path else ""
+        three = (self.root / prefix / ROOT).exists()
+        found = self.json(prefix + ROOT, most).get("attributes", {}) if three else self.json(prefix + ROOT2, most)
+        if not isinstance(found, dict):
+            raise StoreError(f"the attributes of {path or 'the root'} are not a JSON object", str(self))
+        return found
+
+    def labels(self) -> tuple[str, ...]:
+        """Names of the label images that the store lists."""
+        try:
+            found = self.attributes(LABELS)
+        except MissingError:
+            return ()
+        ome = found.get("ome", found)
+        listed = ome.get("labels", []) if isinstance(ome, dict) else []
+        return tuple(name for name in listed if isinstance(name, str)) if isinstance(listed, list) else ()
+
+    def list_labels(self, names: tuple[str, ...], version: str) -> None:
+        """Write the list of label images, for a version of OME-Zarr; sealed, since no manifest covers it."""
+        seal_ = {"ngfftile": {"document_crc32c": _OPEN_SEAL}}
+        plain = {"labels": list(names)}
+        attributes = plain if version == "0.4" else {"ome": {"version": version, **plain}}
+        for name, data in _group(attributes | seal_, 2 if version == "0.4" else 3).items():
+            self.write(f"{LABELS}/{name}", seal(data) if _SEAL.search(data) else data)
+
+    def manifest(self, zarr_format: int = 3) -> str:
+        """Key of the document that holds the manifest."""
+        return f"{MANIFEST}/{ROOT if zarr_format == 3 else ROOT2}"
+
+    def listed(self, zarr_format: int = 3) -> dict[str, tuple[int, str]]:
+        """The manifest: size and crc32c of each object."""
+        key = self.manifest(zarr_format)
+        document = self.json(key, _MOST_MANIFEST)
+        try:
+            objects = (document["attributes"] if zarr_format == 3 else document)["objects"]
+            return {name: (int(size), str(crc)) for name, (size, crc) in objects.items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreError(f"{key} is no manifest", str(self), "It is damaged.") from error
+
+    def finish(self, attributes: dict[str, Any], written: Iterable[Written], zarr_format: int = 3) -> None:
+        """Write the manifest of all objects, then the root: the store is complete.
+
+        Parameters
+        ----------
+        attributes
+            Of the root group; those of ``ngfftile`` get the manifest's checksum and the seal.
+        written
+            What is known of the objects; the others are read.
+        """
+        known = {one.key: one for one in written}
+        mine = (key for key in self.keys() if not key.startswith((f"{LABELS}/", f"{MANIFEST}/")) and key not in ROOTS)
+        every = [known.get(key) or self._written(key) for key in sorted(mine)]
+        if zarr_format == 2:
+            every.append(self.write(_GROUP2, group_document()))
+        objects = {one.key: [one.size, one.crc32c] for one in every}
+        *_, manifest = self.create_group(MANIFEST, {"objects": objects}, zarr_format)
+        about = {"path": manifest.key, "objects": len(objects), "bytes": manifest.size, "crc32c": manifest.crc32c}
+        ours = {"document_crc32c": _OPEN_SEAL} | attributes["ngfftile"] | {"manifest": about}
+        *_, (name, document) = _group(attributes | {"ngfftile": ours}, zarr_format).items()
+        self.write(name, seal(document))
+
+    def _written(self, key: str) -> Written:
+        data = self.whole(key)
+        return Written(key, len(data), crc_of(data))
+
+
+_GROUP2 = ".zgroup"
+ROOTS = (ROOT, ROOT2, _GROUP2)
+
+
+def group_document() -> bytes:
+    """The document that makes a folder a Zarr v2 group."""
+    return _bytes({"zarr_format": 2})
+
+
+def _temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def _bytes(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=1).encode()
+
+
+def _group(attributes: Mapping[str, Any], zarr_format: int) -> dict[str, bytes]:
+    """Names and bytes of the documents that are a group; the attributes last."""
+    if zarr_format == 2:
+        return {_GROUP2: group_document(), ROOT2: _bytes(attributes)}
+    return {ROOT: _bytes({"zarr_format": 3, "node_type": "group", "attributes": attributes})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +410,7 @@ class Draft:
         home = Store(self.folder)
         if (self.folder / PLAN).exists():
             if home.json(PLAN) == json.loads(json.dumps(plan)):
-                for stray in self.store.root.rglob(".*.tmp"):
+                for stray in self.folder.rglob(".*.tmp"):
                     stray.unlink()  # what a killed run had half written
                 self.store.root.mkdir(parents=True, exist_ok=True)
                 return
@@ -279,12 +421,16 @@ class Draft:
                     "Finish it with its own parameters, or use --overwrite (overwrite=True) to drop it.",
                 )
         # Without a plan, or with another: what lies there is of no known source.
-        shutil.rmtree(self.store.root, ignore_errors=True)
+        for old in self.folder.iterdir():
+            if old.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
         self.store.root.mkdir(parents=True, exist_ok=True)
         home.write_json(PLAN, plan)
 
-    def commit(self, attributes: dict[str, Any], expected: set[str]) -> None:
-        """Write the root, and put the store in its place; what was there stays until then.
+    def commit(
+        self, attributes: dict[str, Any], expected: set[str], written: Iterable[Written] = (), zarr_format: int = 3
+    ) -> None:
+        """Write manifest and root, and put the store in its place; what was there stays until then.
 
         Raises
         ------
@@ -296,7 +442,7 @@ class Draft:
             raise StoreError(
                 f"{len(missing)} objects are gone, {min(missing)} first", str(self.folder), "Convert the slide again."
             )
-        self.store.create_group("", attributes)
+        self.store.finish(attributes, written, zarr_format)
         for folder, _, _ in os.walk(self.store.root):
             _sync_folder(Path(folder))
         old = self.target.with_name(self.target.name + ".replaced")

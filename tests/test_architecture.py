@@ -12,10 +12,33 @@ FLOORS = [
     {"errors"},
     {"geometry", "registry", "locations"},
     {"grid", "coverage", "resample", "pyramid", "ngff"},
-    {"store", "codecs", "cluster"},
+    {"store", "codecs", "cluster", "omexml", "color"},
     {"shards"},
-    {"sources.protocol", "sources.ifd", "sources.metadata", "sources.tiff", "sources.openslide", "sources"},
+    {
+        "sources.protocol",
+        "sources.ifd",
+        "sources.metadata",
+        "sources.describe",
+        "sources.keep",
+        "sources.ome",
+        "sources.pages",
+        "sources.raster",
+        "sources.series",
+        "sources.orientation",
+        "sources.samples",
+        "sources.streams",
+        "sources.tiff",
+        "sources.openslide",
+        "sources.picture",
+        "sources.dicom_file",
+        "sources.dicom",
+        "sources.czi",
+        "sources.bioio",
+        "sources.ngff",
+        "sources",
+    },
     {"view", "filters", "picture", "labels"},
+    {"lazy"},
     {"slide"},
     {"index"},
     {
@@ -24,27 +47,31 @@ FLOORS = [
         "writer.around",
         "writer",
         "tiler",
+        "verify.report",
+        "verify.objects",
+        "verify.pixels",
+        "verify",
         "synthetic.textures",
         "synthetic.field",
         "synthetic.svs",
         "synthetic",
     },
-    {"__init__", "cli"},
+    {"__init__", "cli.batch", "cli.facts", "cli"},
     {"__main__"},
 ]
 DOORS = {
-    "zarr": {"store", "shards", "codecs"},
+    "zarr": {"store", "shards"},
     "tifffile": {"sources.tiff", "synthetic.svs"},
     "openslide": {"sources.openslide"},
-    "dask": {"cluster", "slide", "filters"},
+    "dask": {"cluster", "lazy", "filters"},
     "distributed": {"cluster"},
     "pyarrow": {"index", "tiler"},
-    "typer": {"cli"},
-    "rich": {"cli"},
+    "typer": {"cli", "cli.batch"},
+    "rich": {"cli", "cli.batch"},
 }
-OPTIONAL = {"distributed"}
+OPTIONAL = {"distributed", "wsidicom", "pydicom", "pylibCZIrw", "bioio"}
 # One package of siblings may call each other: the shelves of one room.
-SHELVES = {"sources", "synthetic", "writer"}
+SHELVES = {"sources", "synthetic", "writer", "verify", "cli"}
 
 
 def _modules():
@@ -62,7 +89,14 @@ def imports(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            if node.module in ("ngfftile", "ngfftile.sources", "ngfftile.synthetic", "ngfftile.writer"):
+            if node.module in (
+                "ngfftile",
+                "ngfftile.sources",
+                "ngfftile.synthetic",
+                "ngfftile.writer",
+                "ngfftile.verify",
+                "ngfftile.cli",
+            ):
                 yield from (f"{node.module}.{alias.name}" for alias in node.names)
             else:
                 yield node.module

@@ -159,7 +159,7 @@ def test_an_interrupt_stops_cleanly_and_the_same_command_goes_on(stop, tmp_path)
     assert "the same command goes on" in said
     assert "Traceback" not in said
     assert not (tmp_path / "x.ome.zarr").exists()
-    assert "shards of an earlier run kept" in run(*arguments[1:]).stdout
+    assert "objects of an earlier run kept" in run(*arguments[1:]).stdout
 
 
 def test_a_full_disk_is_said_and_the_same_command_goes_on(svs, tmp_path):

@@ -68,8 +68,20 @@ def test_links_in_the_documents_lead_somewhere():
 
 def test_public_names_are_these():
     assert sorted(nt.__all__) == [
-        *("Conversion", "ConversionPlan", "Index", "Level", "Mpp", "Region", "Size", "Slide", "SourceInfo", "TileGrid"),
-        *("View", "convert", "errors", "filters", "open", "open_source", "plan", "synthetic", "tile"),
+        *(
+            "Conversion",
+            "ConversionPlan",
+            "Index",
+            "Level",
+            "Mpp",
+            "Region",
+            "Report",
+            "Size",
+            "Slide",
+            "SourceInfo",
+            "TileGrid",
+        ),
+        *("View", "convert", "errors", "filters", "open", "open_source", "plan", "synthetic", "tile", "verify"),
     ]
     assert all(getattr(nt, name).__doc__ for name in nt.__all__)
 

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import struct
 import tempfile
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -16,14 +17,14 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ngfftile.codecs import Codec
+from ngfftile.codecs import Blosc, Zstd
 from ngfftile.errors import StoreError
 from ngfftile.geometry import Region, Size
 from ngfftile.shards import ABSENT, Layout, LevelArray, create, shrink, write_shard
 from ngfftile.store import Store
 
 AXES = ("c", "y", "x")
-CODEC = Codec(1)
+CODEC = Zstd(1)
 
 
 @st.composite
@@ -39,7 +40,7 @@ def images(draw):
     for c, y, x in product(range(planes), range(0, height, chunk), range(0, width, chunk)):
         if random.random() < 0.4:
             pixels[c * depth : (c + 1) * depth, y : y + chunk, x : x + chunk] = fill
-    return pixels, Layout(chunk, shard, depth, fill)
+    return pixels, Layout(chunk, shard, depth, fill, draw(st.sampled_from([CODEC, Zstd(5), Blosc()])))
 
 
 def parts(pixels, layout):
@@ -52,9 +53,9 @@ def parts(pixels, layout):
 
 
 def written(store, pixels, layout):
-    create(store, "0", pixels.shape, pixels.dtype.name, layout, CODEC)
+    create(store, "0", pixels.shape, pixels.dtype.name, layout)
     for key, part in parts(pixels, layout):
-        write_shard(store, key, part, layout, CODEC)
+        write_shard(store, [key], part, layout)
     return LevelArray(store, "0", AXES, whole=True)
 
 
@@ -93,6 +94,53 @@ def test_three_readers_read_what_was_written(image, data):
             assert np.array_equal(found, pixels[:, y : y + height, x : x + width])
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    images(),
+    st.booleans(),
+    st.sampled_from([(True, 3), (False, 3), (False, 2)]),
+    st.sampled_from(["cyx", "czyx", "tczyx"]),
+)
+def test_every_layout_is_read_back_by_us_and_by_zarr(image, planar, how, axes):
+    pixels, layout = image
+    sharded, zarr_format = how
+    layout = replace(layout, planar=planar, sharded=sharded, zarr_format=zarr_format, axes=tuple(axes))
+    planes = {"t": 2, "z": 3}
+    lengths = {axis: planes[axis] for axis in axes if axis in planes}
+    shape = [lengths.get(axis, n) for axis, n in zip(axes, (0,) * (len(axes) - 3) + pixels.shape, strict=True)]
+    shape[axes.index("c")] = len(pixels)
+    random = np.random.default_rng(1)
+    whole = random.permutation(np.stack([pixels] * 6).reshape(6, *pixels.shape), axis=3)
+    whole = (whole + np.arange(6, dtype=pixels.dtype).reshape(6, 1, 1, 1)).reshape(2, 3, *pixels.shape)
+    side = layout.shard
+    with tempfile.TemporaryDirectory() as place:
+        store = Store(Path(place))
+        create(store, "0", shape, pixels.dtype.name, layout)
+        keys = []
+        for t, z in product(range(lengths.get("t", 1)), range(lengths.get("z", 1))):
+            for c, y, x in product(
+                range(len(pixels) // layout.depth), range(0, shape[-2], side), range(0, shape[-1], side)
+            ):
+                part = whole[t, z, c * layout.depth : (c + 1) * layout.depth, y : y + side, x : x + side]
+                at = {"t": t, "c": c, "z": z, "y": y // side, "x": x // side}
+                region = Region(x, y, part.shape[2], part.shape[1])
+                names = layout.objects("0", [at[axis] for axis in axes], region)
+                assert [one.key for one in write_shard(store, names, part, layout)] == names
+                keys += names
+        assert len(set(keys)) == len(keys)
+        level = LevelArray(store, "0", tuple(axes), whole=True)
+        assert (level.t, level.z) == (lengths.get("t", 1), lengths.get("z", 1))
+        theirs = zarr.open_array(store.root / "0", mode="r")[...]
+        for t, z in product(range(level.t), range(level.z)):
+            found = level.read(Region(0, 0, level.size.x, level.size.y), t, z)
+            assert np.array_equal(found, whole[t, z])
+            there = tuple({"t": t, "z": z}.get(axis, slice(None)) for axis in axes)
+            assert np.array_equal(theirs[there], whole[t, z])
+        (store.root / keys[-1]).unlink()
+        with pytest.raises(StoreError):
+            level.read(Region(0, 0, level.size.x, level.size.y), level.t - 1, level.z - 1)
+
+
 @settings(max_examples=80, deadline=None)
 @given(images())
 def test_chunks_that_are_all_fill_are_absent_and_empty_shards_are_an_index_alone(image):
@@ -126,8 +174,8 @@ def test_the_mean_is_that_of_four_pixels_with_floor_sizes(image):
         means = [np.empty(expected.shape, pixels.dtype) for _ in range(3)]
         with tempfile.TemporaryDirectory() as place:
             store = Store(Path(place))
-            write_shard(store, "a", part, layout, CODEC, means[0])
-            write_shard(store, "b", other, layout, CODEC, means[1])
+            write_shard(store, ["a"], part, layout, means[0])
+            write_shard(store, ["b"], other, layout, means[1])
             assert (store.root / "a").read_bytes() == (store.root / "b").read_bytes()
         shrink(part, means[2], layout.chunk)
         for mean in means:
@@ -140,7 +188,7 @@ def sound(tmp_path_factory):
     pixels = np.random.default_rng(5).integers(0, 5, (3, 50, 61), np.uint8)
     pixels[:, 32:, 32:] = 255
     store = Store(tmp_path_factory.mktemp("sound"))
-    return written(store, pixels, Layout(16, 32, 3, 255)), pixels
+    return written(store, pixels, Layout(16, 32, 3, 255, CODEC)), pixels
 
 
 @pytest.fixture
@@ -218,7 +266,7 @@ def test_an_index_that_points_nowhere_is_an_error_even_with_its_checksum_right(c
 def test_a_shard_written_again_is_read_anew_and_a_level_pickles(copied):
     level, pixels = copied
     assert np.array_equal(everything(level), pixels)
-    write_shard(level.store, "0/c/0/0/0", pixels[:, 32:0:-1, 32:0:-1], Layout(16, 32, 3, 255), CODEC)
+    write_shard(level.store, ["0/c/0/0/0"], pixels[:, 32:0:-1, 32:0:-1], Layout(16, 32, 3, 255, CODEC))
     expected = pixels.copy()
     expected[:, :32, :32] = pixels[:, 32:0:-1, 32:0:-1]
     assert np.array_equal(everything(pickle.loads(pickle.dumps(level))), expected)

@@ -201,17 +201,30 @@ def write_other(place, pixels, version):
         group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
 
 
-def test_five_axes_of_length_one_are_fine_and_longer_ones_are_an_error(tmp_path):
-    for z, place in ((1, tmp_path / "ok.zarr"), (2, tmp_path / "stack.zarr")):
-        group = zarr.create_group(place)
-        group.create_array("0", data=np.ones((1, 3, z, 50, 60), np.uint8))
+def test_others_stacks_have_their_axes_and_open_at_a_plane(tmp_path):
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 255, (2, 3, 4, 50, 60), np.uint8)
+    for name, data in (("flat", pixels[:1, :, :1]), ("stack", pixels)):
+        group = zarr.create_group(tmp_path / f"{name}.zarr")
+        group.create_array("0", data=data)
         axes = [{"name": a, "type": t} for a, t in zip("tczyx", ["time", "channel", *["space"] * 3], strict=True)]
-        scale = [{"type": "scale", "scale": [1.0] * 5}]
+        axes[2]["unit"], axes[0]["unit"] = "nanometer", "second"
+        scale = [{"type": "scale", "scale": [5.0, 1.0, 500.0, 1.0, 1.0]}]
         image = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}
         group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
-    assert nt.open(tmp_path / "ok.zarr").image(level=0).shape == (3, 50, 60)
-    with pytest.raises(StoreError, match="axes"):
-        nt.open(tmp_path / "stack.zarr")
+    assert np.array_equal(nt.open(tmp_path / "flat.zarr").image(level=0), pixels[0, :, 0])
+    slide = nt.open(tmp_path / "stack.zarr")
+    assert (slide.t, slide.z) == (2, 4)
+    image = slide.image(level=0)
+    assert image.dims == ("t", "c", "z", "y", "x")
+    assert np.array_equal(image, pixels)
+    assert image.coords["z"].to_numpy().tolist() == [0.0, 0.5, 1.0, 1.5]
+    assert (image.coords["z"].units, image.coords["t"].units) == ("µm", "second")
+    assert np.array_equal(slide.image(level=0, z=2), pixels[:, :, 2])
+    assert np.array_equal(slide.image(level=0, z=3, t=1), pixels[1, :, 3])
+    with pytest.raises(OptionError, match="no z 4"):
+        slide.image(level=0, z=4)
+    assert slide.thumbnail(20).shape == (17, 20, 3)
 
 
 def test_what_is_not_a_store_is_one_clear_error(tmp_path, svs):

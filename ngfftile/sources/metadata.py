@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -20,8 +20,31 @@ from ngfftile.sources.protocol import Array
 # A light microscope's sensor and objective give 0.05 to 25 micrometres per pixel. Outside lie the print resolutions
 # (72 dpi is 353, 300 dpi is 85) that software writes where it knows nothing, and slips of a factor of 100.
 PLAUSIBLE = (0.05, 25.0)
+# Of OME (UnitsLength), and the names that ImageJ's users write; in micrometres.
+LENGTHS = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "Å": 1e-4, "pm": 1e-6, "inch": 25_400.0}
+LENGTHS |= dict.fromkeys(("micron", "microns", "micrometer", "micrometre"), 1.0)
+_FORMS = (
+    "%Y:%m:%d %H:%M:%S",  # TIFF
+    "%Y%m%d%H%M%S",  # DICOM DT
+    "%Y%m%d%H%M%S.%f",
+    "%Y%m%d%H%M%S.%f%z",
+    "%Y-%m-%d %H:%M:%S",
+    "%d/%m/%Y %H:%M:%S",  # 3DHISTECH
+    "%m/%d/%Y %I:%M:%S %p",  # Ventana
+    "%Y/%m/%d %H:%M:%S",
+)
 WITHOUT = "Leave it out with --no-associated (associated=False)."
 MOST_XML = 16 << 20  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What a description says of a channel; empty or None where it does not."""
+
+    name: str = ""
+    color: str = ""
+    emission: float | None = None
+    excitation: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +57,9 @@ class Facts:
     mpp_source: str = "the file does not say"
     objective_power: float | None = None
     acquired: str | None = None
-    channels: list[str] = field(default_factory=list)
-    colors: list[str] = field(default_factory=list)
+    channels: tuple[Named, ...] = ()
+    z_step: float | None = None
+    t_step: float | None = None
     properties: dict[str, str] = field(default_factory=dict)
 
 
@@ -79,48 +103,96 @@ def aperio(description: str) -> Facts:
     )
 
 
-def ome(xml: str) -> Facts:
-    """OME-XML of an OME-TIFF, first image (schema 2016-06)."""
-    root = _xml(xml)
-    image = _find(root, "Image")
-    pixels = None if image is None else _find(image, "Pixels")
-    if image is None or pixels is None:
-        raise SourceError("its OME-XML has no Image with Pixels")
-    x, y = (_micrometres(pixels, axis) for axis in "XY")
-    found, source = plausible(Mpp(x, y or x) if x else None, "OME PhysicalSize")
-    channels = [c for c in pixels.iter() if _local(c) == "Channel"]
-    objective = _find(root, "Objective")
-    date = _find(image, "AcquisitionDate")
-    coloured = [c.get("Color") for c in channels]
-    return Facts(
-        "OME-TIFF",
-        "ome",
-        found,
-        source,
-        None if objective is None else number(objective.get("NominalMagnification")),
-        None if date is None else date.text,
-        [c.get("Name") or c.get("ID") or f"channel {i}" for i, c in enumerate(channels)],
-        [f"{(int(c or -1) >> 8) & 0xFFFFFF:06X}" for c in coloured] if any(coloured) else [],
-        {f"ome.{name}": value for name, value in pixels.attrib.items()},
-    )
-
-
 def qptiff(descriptions: Sequence[str]) -> Facts:
     """The XML that Akoya / PerkinElmer write into each page of a QPTIFF."""
-    roots = [_xml(d) for d in descriptions]
-    named = [{_local(e): (e.text or "").strip() for e in root} for root in roots]
+    roots = [xml(d) for d in descriptions]
+    named = [{local(e): (e.text or "").strip() for e in root} for root in roots]
     first = named[0]
-    power = number(first.get("Objective", "").lower().rstrip("x"))
-    colors = [
-        "".join(f"{int(v):02X}" for v in one["Color"].split(",")[:3]) if one.get("Color") else "" for one in named
-    ]
+    size = find(roots[0], "PixelSizeMicrons")
+    mpp = None if size is None else number(size.text)
+    found, source = plausible(Mpp.of(mpp) if mpp else None, "QPTIFF PixelSizeMicrons")
     return Facts(
         "QPTIFF",
         "akoya",
-        objective_power=power,
-        channels=[one.get("Name") or f"channel {i}" for i, one in enumerate(named)],
-        colors=colors if all(colors) else [],
+        found,
+        source,
+        objective_power=number(first.get("Objective", "").lower().rstrip("x")),
+        channels=tuple(Named(one.get("Name", ""), _decimal_color(one.get("Color", ""))) for one in named),
         properties={f"qptiff.{name}": value for name, value in first.items() if value},
+    )
+
+
+def _decimal_color(text: str) -> str:
+    parts = [int(part) for part in text.split(",")[:3] if part.strip().isdecimal()]
+    return "".join(f"{min(part, 255):02X}" for part in parts) if len(parts) == 3 else ""
+
+
+def scn(text: str) -> list[tuple[bool, Facts]]:
+    """Leica's SCN XML: of each image in turn, whether it shows the whole glass, and what it says.
+
+    The glass is the collection; lengths are in nanometres (as in OpenSlide's reader and Bio-Formats').
+    """
+    collection = find(xml(text), "collection")
+    images = [] if collection is None else [e for e in collection if local(e) == "image"]
+    told = []
+    for image in images:
+        pixels, view = find(image, "pixels"), find(image, "view")
+        if collection is None or pixels is None or view is None:
+            continue
+        x, y = (_ratio(view.get(f"size{axis}"), pixels.get(f"size{axis}")) for axis in "XY")
+        found, source = plausible(Mpp(x / 1000, (y or x) / 1000) if x else None, "leica view and pixels")
+        whole = all(view.get(f"size{axis}") == collection.get(f"size{axis}") for axis in "XY")
+        objective, date = find(image, "objective"), find(image, "creationDate")
+        told.append(
+            (
+                whole,
+                Facts(
+                    "Leica SCN",
+                    "leica",
+                    found,
+                    source,
+                    None if objective is None else number(objective.text),
+                    None if date is None else iso_date(date.text),
+                    tuple(
+                        Named(e.get("name", ""), e.get("rgb", "").lstrip("#").upper()[:6])
+                        for e in image.iter()
+                        if local(e) == "channel"
+                    ),
+                ),
+            )
+        )
+    return told
+
+
+def imagej(about: Mapping[str, Any], x: Any, y: Any) -> Facts:
+    """ImageJ's description, and XResolution and YResolution, which count in its unit whatever their own tag says."""
+    unit = str(about.get("unit", "")).replace("\\u00B5", "µ").replace("\u03bc", "µ")
+    factor, step = LENGTHS.get(unit), about.get("spacing")
+    sized = factor and x and y and all((*x, *y))
+    mpp = Mpp(factor * x[1] / x[0], factor * y[1] / y[0]) if factor and sized else None
+    found, source = plausible(mpp, f"ImageJ's resolution in {unit}")
+    return Facts(
+        "ImageJ TIFF",
+        "generic-tiff",
+        found,
+        source,
+        z_step=factor * abs(step) or None if factor and isinstance(step, int | float) else None,
+        t_step=number(str(about.get("finterval", ""))),
+    )
+
+
+def _ratio(above: str | None, below: str | None) -> float | None:
+    a, b = number(above), number(below)
+    return a / b if a and b else None
+
+
+def lsm_channels(about: Any) -> tuple[Named, ...]:
+    """Names and colours in Zeiss LSM's table, as tifffile reads it."""
+    table = (about or {}).get("ChannelColors") or {}
+    names, colors = table.get("ColorNames") or [], table.get("Colors") or []
+    return tuple(
+        Named(str(name), "".join(f"{int(v):02X}" for v in color[:3]))
+        for name, color in zip(names, colors, strict=False)
     )
 
 
@@ -160,7 +232,28 @@ def _date(text: str, *formats: str) -> str | None:
     return None
 
 
-def _xml(text: str) -> Element:
+def iso_date(text: str | None) -> str | None:
+    """The day, and the time where it is told, of a vendor's date, as ISO 8601; None where it is of no known form."""
+    text = (text or "").strip('\x00 "')
+    try:
+        return datetime.fromisoformat(text).isoformat() if "T" in text else _date(text, *_FORMS) or _day(text)
+    except ValueError:
+        return None
+
+
+def _day(text: str) -> str | None:
+    found = _date(text, "%Y%m%d", "%Y/%m/%d", "%Y-%m-%d")
+    return found and found[:10]
+
+
+def xml(text: str) -> Element:
+    """The root of an XML document.
+
+    Raises
+    ------
+    SourceError
+        It is too large, broken, or a bomb.
+    """
     if len(text) > MOST_XML:
         raise SourceError(f"its XML description is {len(text)} bytes", mend=f"{MOST_XML} is the most that is read.")
     # The declaration names the encoding of bytes that tifffile has already decoded.
@@ -172,17 +265,11 @@ def _xml(text: str) -> Element:
     return root
 
 
-def _local(element: Element) -> str:
+def local(element: Element) -> str:
+    """An element's name without its namespace."""
     return element.tag.rsplit("}", 1)[-1]
 
 
-def _find(element: Element, name: str) -> Element | None:
-    return next((e for e in element.iter() if _local(e) == name), None)
-
-
-def _micrometres(pixels: Element, axis: str) -> float | None:
-    # https://www.openmicroscopy.org/Schemas/Documentation/Generated/OME-2016-06/ome_xsd.html#UnitsLength
-    units = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "Å": 1e-4, "pm": 1e-6, "inch": 25_400.0}
-    size = number(pixels.get(f"PhysicalSize{axis}"))
-    factor = units.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
-    return size * factor if size and factor else None
+def find(element: Element, name: str) -> Element | None:
+    """The first element of a name, at any depth."""
+    return next((e for e in element.iter() if local(e) == name), None)

@@ -10,13 +10,14 @@ import numpy as np
 import openslide
 from numpy.typing import NDArray
 
-from ngfftile.errors import SourceError
+from ngfftile.errors import OptionError, SourceError
 from ngfftile.geometry import Mpp, Region, Size
 from ngfftile.ngff import RGB
 from ngfftile.sources import metadata
-from ngfftile.sources.protocol import Array, RefusedError, Source, SourceInfo, unchanged, version
+from ngfftile.sources.protocol import Array, Damaged, RefusedError, Source, SourceInfo, unchanged, version
 
 _BAND = 512  # rows asked at once, so that OpenSlide's RGBA copy of a shard is an eighth of it
+_PIECE = 256  # pixels: the side of what is called damaged, of formats that do not say their tiles
 _FORMATS = {
     "aperio": "Aperio SVS",
     "dicom": "DICOM WSI",
@@ -31,15 +32,30 @@ _FORMATS = {
     "zeiss": "Zeiss CZI",
 }
 
+_DATES = (
+    "tiff.DateTime",
+    "dicom.AcquisitionDateTime",
+    "leica.creation-date",
+    "mirax.GENERAL.SLIDE_CREATIONDATETIME",
+    "philips.DICOM_ACQUISITION_DATETIME",
+    "ventana.ScanDate",
+    "zeiss.Information.Image.AcquisitionDateAndTime",
+    "hamamatsu.Created",
+)
 
-def open_openslide(path: Path) -> Source:
+
+def open_openslide(path: Path, scene: int = 0) -> Source:
     """Open a slide with OpenSlide.
 
     Raises
     ------
     RefusedError
         OpenSlide does not know the format, or cannot open the file.
+    OptionError
+        Any scene but the only one.
     """
+    if scene:
+        raise OptionError(f"scene is {scene}, OpenSlide gives one", str(path), "Use 0.")
     return OpenSlideSource(path)
 
 
@@ -47,6 +63,13 @@ def open_openslide(path: Path) -> Source:
 def _again(path: Path, before: tuple[int, int]) -> Source:
     """The source in another process, opened once there for all its tasks."""
     return open_openslide(unchanged(path, before))
+
+
+def _handle(path: Path) -> openslide.OpenSlide:
+    try:
+        return openslide.OpenSlide(path)
+    except openslide.OpenSlideError as error:
+        raise RefusedError(str(error), str(path)) from error
 
 
 class OpenSlideSource:
@@ -61,29 +84,47 @@ class OpenSlideSource:
 
     @cached_property
     def _slide(self) -> openslide.OpenSlide:
-        try:
-            return openslide.OpenSlide(self._path)
-        except openslide.OpenSlideError as error:
-            raise RefusedError(str(error), str(self._path)) from error
+        return _handle(self._path)
 
     @cached_property
     def _background(self) -> NDArray[np.float32]:
         color = self.info.properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
         return np.frombuffer(bytes.fromhex(color), np.uint8).astype(np.float32)
 
-    def read(self, region: Region, first: int, count: int, out: Array) -> None:
+    def read(self, region: Region, plane: int, out: Array, damaged: Damaged | None = None) -> None:  # noqa: ARG002
         """Pixels of level 0; see `Source.read`."""
         for y in range(region.y, region.bottom, _BAND):
-            rows = min(_BAND, region.bottom - y)
+            band = Region(region.x, y, region.width, min(_BAND, region.bottom - y))
+            target = out[band.inside(region)]
+            slide = self._slide
             try:
-                band = np.asarray(self._slide.read_region((region.x, y), 0, (region.width, rows)))
-            except openslide.OpenSlideError as error:
-                raise SourceError(
-                    f"x {region.x}, y {y}, {region.width} x {rows} cannot be read (OpenSlide: {error})",
-                    str(self._path),
-                    "The file is damaged there.",
-                ) from error
-            out[y - region.y : y - region.y + rows] = self._opaque(band)[..., first : first + count]
+                target[...] = self._pixels(slide, band)
+            except openslide.OpenSlideError:
+                # A handle that failed once fails for ever, for all threads; the next that asks opens another.
+                if self.__dict__.get("_slide") is slide:
+                    self.__dict__.pop("_slide", None)
+                self._tile_by_tile(band, target, damaged)
+
+    def _tile_by_tile(self, band: Region, out: Array, damaged: Damaged | None) -> None:
+        """A band with damage, or whose handle failed elsewhere: on a handle of its own, opened again after each."""
+        slide = _handle(self._path)
+        tile = self.info.tile if min(self.info.tile.x, self.info.tile.y) > 1 else Size.of(_PIECE)
+        for y in range(band.y // tile.y * tile.y, band.bottom, tile.y):
+            for x in range(band.x // tile.x * tile.x, band.right, tile.x):
+                piece = Region(x, y, tile.x, tile.y).clip(band)
+                target = out[piece.inside(band)]
+                try:
+                    target[...] = self._pixels(slide, piece)
+                except openslide.OpenSlideError as error:
+                    reason = f"x {x}, y {y}, {tile} cannot be read (OpenSlide: {error})"
+                    if damaged is None:
+                        raise SourceError(reason, str(self._path), "The file is damaged there.") from error
+                    damaged(piece, reason)
+                    target[...] = self.info.background
+                    slide = _handle(self._path)
+
+    def _pixels(self, slide: openslide.OpenSlide, region: Region) -> Array:
+        return self._opaque(np.asarray(slide.read_region((region.x, region.y), 0, (region.width, region.height))))
 
     def _opaque(self, rgba: Array) -> Array:
         """Lay what is transparent over the slide's background, as a viewer does."""
@@ -110,7 +151,6 @@ def _describe(path: Path, slide: openslide.OpenSlide) -> SourceInfo:
     mpp, mpp_source = metadata.plausible(Mpp(x, y or x) if x else None, "openslide.mpp-x, openslide.mpp-y")
     width = metadata.number(properties.get("openslide.level[0].tile-width")) or 1
     height = metadata.number(properties.get("openslide.level[0].tile-height")) or 1
-    profile = slide.color_profile
     return SourceInfo(
         reader="openslide",
         format=_FORMATS.get(vendor, vendor),
@@ -125,11 +165,27 @@ def _describe(path: Path, slide: openslide.OpenSlide) -> SourceInfo:
         levels=tuple(Size(*d) for d in slide.level_dimensions),
         files=_files(path, vendor, properties.get("dicom.SeriesInstanceUID", "")),
         objective_power=metadata.number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
-        acquired=metadata.tag_date(properties.get("tiff.DateTime")),
+        acquired=_acquired(vendor, properties),
         associated=_associated(properties),
         properties=properties,
-        icc=profile.tobytes() if profile is not None else None,
+        icc=_icc(slide),
     )
+
+
+def _icc(slide: openslide.OpenSlide) -> bytes | None:
+    """The profile as the file has it; `color_profile` would be littlecms' own copy."""
+    if slide.color_profile is None:
+        return None
+    # Beside a picture stand the file's own bytes, and one pixel of the coarsest level costs least.
+    found: bytes | None = slide.read_region((0, 0), slide.level_count - 1, (1, 1)).info.get("icc_profile")
+    return found
+
+
+def _acquired(vendor: str, properties: dict[str, str]) -> str | None:
+    """When the slide was scanned, from the first of the vendors' names for it that is a date."""
+    if vendor == "aperio":
+        return metadata.aperio(properties.get("tiff.ImageDescription", "")).acquired
+    return next((found for name in _DATES if (found := metadata.iso_date(properties.get(name)))), None)
 
 
 def _associated(properties: dict[str, str]) -> dict[str, Size]:

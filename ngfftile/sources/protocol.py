@@ -5,7 +5,7 @@ A `Source` reads level 0 and the associated images; coarser levels are made by u
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,11 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ngfftile.codecs import Codec
 from ngfftile.errors import SourceError
 from ngfftile.geometry import Mpp, Region, Size
 from ngfftile.ngff import Channel
 
 Array = NDArray[Any]
+Damaged = Callable[[Region, str], None]
 
 
 def version(path: Path) -> tuple[int, int]:
@@ -78,7 +80,25 @@ class SourceInfo:
     notes
         What a user should know before trusting the slide, a sentence each.
     files
-        The files that the slide consists of.
+        The files that the slide consists of; of an OME-Zarr store its folder.
+    z, t
+        Focal planes, and points in time.
+    z_step, t_step
+        Micrometres between focal planes, seconds between points in time; None if the file does not say.
+    label
+        Whether the values are names, which must not be averaged.
+    scenes, scene
+        Names of the slides that the file holds, where there are several, and which of them this is.
+    ome_xml
+        The file's own OME-XML.
+    encoding
+        How the tiles of level 0 are compressed, where a store can keep them as they are (`Source.raw`).
+    recompress
+        Why it cannot, where it cannot.
+    held
+        Bytes that the reader keeps in memory: all pixels, of formats that are decoded as one.
+    origin
+        ``attributes.ngfftile`` of a store that we wrote ourselves.
     """
 
     reader: str
@@ -100,6 +120,35 @@ class SourceInfo:
     icc: bytes | None = None
     tables: bytes = b""
     notes: tuple[str, ...] = ()
+    z: int = 1
+    t: int = 1
+    z_step: float | None = None
+    t_step: float | None = None
+    label: bool = False
+    scenes: tuple[str, ...] = ()
+    scene: int = 0
+    ome_xml: str | None = None
+    encoding: Codec | None = None
+    recompress: str = "its reader hands out pixels, not compressed tiles"
+    held: int = 0
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The slide's name: the file's, without its ending, and the scene where there are several."""
+        path = self.files[0]
+        stem = path.name.removesuffix(".zarr") if path.is_dir() else path.stem
+        return stem.removesuffix(".ome") + (f".scene-{self.scene}" if self.scenes else "")
+
+    @property
+    def depth(self) -> int:
+        """Channels that are read together: 3 of an RGB slide, else 1."""
+        return 3 if self.rgb else 1
+
+    @property
+    def planes(self) -> int:
+        """How many times `depth` channels there are: over t, then c, then z, which runs fastest."""
+        return self.t * (len(self.channels) // self.depth) * self.z
 
     @property
     def background(self) -> int:
@@ -116,23 +165,33 @@ class Source(Protocol):
     def info(self) -> SourceInfo:
         """What the headers say."""
 
-    def read(self, region: Region, first: int, count: int, out: Array) -> None:
+    def read(self, region: Region, plane: int, out: Array, damaged: Damaged | None = None) -> None:
         """Write pixels of level 0 into ``out``.
 
         Parameters
         ----------
         region
             Inside level 0. Each source tile that it meets is decoded once; give whole tiles to waste nothing.
-        first, count
-            Channels wanted.
+        plane
+            Which of `SourceInfo.planes`.
         out
-            (height, width, count) of the source's dtype, any strides; transparent pixels get the background.
+            (height, width, `SourceInfo.depth`) of the source's dtype, any strides; transparent pixels get the
+            background.
+        damaged
+            Called with the place of each tile that does not decode, and the reason; the tile becomes background.
 
         Raises
         ------
         SourceError
-            A tile that is damaged; the message names its place.
+            A tile that is damaged, where ``damaged`` is None; the message names its place.
         """
 
     def associated(self, role: str) -> Array:
         """One associated image, (height, width, 3) uint8."""
+
+
+class RawSource(Source, Protocol):
+    """A source whose `SourceInfo.encoding` is not None: it gives its tiles as the file has them."""
+
+    def raw(self, plane: int, row: int, col: int) -> bytes | None:
+        """The compressed bytes of one tile of level 0; None where the file stores none."""

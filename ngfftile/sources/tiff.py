@@ -1,27 +1,29 @@
-"""Slides in TIFF: Aperio SVS, OME-TIFF of one plane, QPTIFF, and generic (pyramidal) TIFF.
+"""Slides in TIFF: Aperio SVS, OME-TIFF, QPTIFF, ImageJ, generic (pyramidal) TIFF, and what else tifffile reads rightly.
 
-tifffile reads the directories; its decoders (imagecodecs) run without the GIL. Formats whose tiles overlap, are sparse
-by the vendor's own rules, or bend TIFF are refused here, and read by OpenSlide.
+tifffile reads the directories; its decoders (imagecodecs) run without the GIL. `open_tiff` comes first, and leaves the
+formats whose tiles overlap, are sparse by the vendor's own rules, or bend TIFF, to OpenSlide; `open_any_tiff` comes
+after it, and takes of these what OpenSlide refused and tifffile reads rightly: fluorescence, stacks, microscopes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tifffile
 
 from ngfftile.errors import NgfftileError, SourceError
-from ngfftile.geometry import Region, Size
-from ngfftile.ngff import PALETTE, RGB, Channel
-from ngfftile.sources import ifd, metadata
-from ngfftile.sources.protocol import Array, RefusedError, Source, SourceInfo, unchanged, version
-from ngfftile.store import LocalFile
+from ngfftile.geometry import Region
+from ngfftile.sources import ifd, keep, metadata, ome, samples, series, streams
+from ngfftile.sources.describe import Documents, describe
+from ngfftile.sources.pages import Files, Picture, assemble, single
+from ngfftile.sources.protocol import Array, Damaged, RefusedError, Source, unchanged, version
+from ngfftile.sources.raster import Plane, Raster
 
 _OTHERS = {  # tifffile's flag: the format, for the sentence that says who reads it
     "ndpi": "Hamamatsu NDPI",
@@ -32,27 +34,57 @@ _OTHERS = {  # tifffile's flag: the format, for the sentence that says who reads
     "lsm": "Zeiss LSM",
     "stk": "MetaMorph STK",
     "fluoview": "Olympus FluoView",
+    "trestle": "Trestle TIFF",
 }
-_JPEG2000 = {33003, 33004, 33005, 34712}
-_JPEG = {6, 7}
+_OVERLAPPING = {"bif", "trestle"}  # tifffile lays their tiles side by side
+_MOST_NDPI = 65_500  # pixels: the side of the largest JPEG; Hamamatsu bends it for more
 _APERIO_YCC = 33003  # stored as YCbCr but not marked so; tifffile hands it out unconverted
-MOST_TILE_BYTES = 1 << 30
+_MOST_ASSOCIATED = 1 << 28  # bytes
 
 
-def open_tiff(path: Path) -> Source:
+def open_tiff(path: Path, scene: int = 0) -> Source:
     """Read the headers of a TIFF slide.
+
+    Parameters
+    ----------
+    path
+        The file; of an OME-TIFF of several files, the one to start from.
+    scene
+        Which of the slides that it holds.
 
     Raises
     ------
     RefusedError
         Not a TIFF, or of a kind that this reader leaves to another.
+    OptionError
+        It holds fewer scenes.
     SourceError
         Damaged.
     """
-    ifd.check_directories(path)
+    return _open(path, scene, anything=False)
+
+
+def open_any_tiff(path: Path, scene: int = 0) -> Source:
+    """Read the headers of any TIFF that tifffile reads rightly; for those that OpenSlide refused.
+
+    Raises
+    ------
+    RefusedError
+        It cannot, and another reader may.
+    OptionError
+        It holds fewer scenes.
+    """
     try:
+        return _open(path, scene, anything=True)
+    except SourceError as error:
+        raise RefusedError(error.what, error.where, error.mend) from error
+
+
+def _open(path: Path, scene: int, *, anything: bool) -> Source:
+    try:
+        likeness = ifd.check_directories(path)
         with tifffile.TiffFile(path) as tiff:
-            return TiffSource(path, tiff)
+            return TiffSource(path, tiff, likeness, scene, anything=anything)
     except NgfftileError:
         raise
     # Damage shows itself in tifffile as almost any error; each means that the headers cannot be read.
@@ -60,249 +92,136 @@ def open_tiff(path: Path) -> Source:
         raise SourceError(f"its TIFF headers cannot be read ({error})", str(path), "The file is damaged.") from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Plane:
-    """One page of level 0: where its tiles lie in the file."""
-
-    offsets: tuple[int, ...]
-    counts: tuple[int, ...]
-
-
-def _plane(page: tifffile.TiffPage | tifffile.TiffFrame) -> _Plane:
-    return _Plane(tuple(page.dataoffsets), tuple(page.databytecounts))
-
-
 @lru_cache(maxsize=8)
-def _again(path: Path, before: tuple[int, int]) -> Source:
+def _again(versions: tuple[tuple[Path, tuple[int, int]], ...], scene: int, anything: bool) -> Source:
     """The source in another process, opened once there for all its tasks."""
-    return open_tiff(unchanged(path, before))
+    first, *_ = [unchanged(path, before) for path, before in versions]
+    return open_any_tiff(first, scene) if anything else open_tiff(first, scene)
 
 
 class TiffSource:
     """A TIFF slide; see `ngfftile.sources.protocol.Source`."""
 
-    def __init__(self, path: Path, tiff: tifffile.TiffFile) -> None:
-        self._path = path
-        self._file = LocalFile(path)
-        series = tiff.series[0]
-        page = series.keyframe
-        _check_kind(path, tiff, series, page)
-        self._samples = page.samplesperpixel
-        self._planes = tuple(_plane(p) for p in _pages(path, tiff, series))
-        self._tables = page.jpegtables
-        self._decoder = page.decode  # tifffile builds it from the open file, once for all pages of the series
-        size = Size(page.imagewidth, page.imagelength)
-        tile = Size(page.tilewidth, page.tilelength) if page.is_tiled else Size(size.x, min(page.rowsperstrip, size.y))
-        self._across = -(-size.x // tile.x)
-        self._pages = dict(_associated_pages(tiff))
-        _check_extent(path, size, tile, self._planes, page, self._file.size)
-        for role, index in self._pages.items():
-            _check_inside(path, f"{role} image", _plane(tiff.pages[index].aspage()), self._file.size)
-        self.info = _describe(path, tiff, size, tile, self._pages, self._planes)
+    def __init__(
+        self, path: Path, tiff: tifffile.TiffFile, likeness: dict[int, ifd.Likeness], scene: int, *, anything: bool
+    ) -> None:
+        files = Files(path, likeness)
+        _check_kind(path, tiff, anything=anything)
+        documents = _documents(path, tiff, files)
+        held = series.contents(tiff, [whole for whole, _ in documents.scn])
+        one = held.scene(scene, path).levels[0]
+        _check_page(path, tiff, one)
+        picture = assemble(path, one, series.order(one, path), files)
+        _check_mixed(path, tiff, one.keyframe, picture)
+        self._anything = anything
+        self._raster, self._planes = picture.raster, picture.planes
+        self._associated = dict(_associated(path, held, files))
+        sizes = {role: found[0].size for role, found in self._associated.items()}
+        codec, why = keep.encoding(one.keyframe, self._raster, self._planes)
+        self.info = replace(
+            describe(tiff, documents, held, scene, picture, sizes),
+            reader="tifffile" if anything else "tiff",
+            files=tuple(files.paths),
+            encoding=codec,
+            recompress=why,
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (self._path, version(self._path))
+        return _again, (tuple((p, version(p)) for p in self.info.files), self.info.scene, self._anything)
 
-    def read(self, region: Region, first: int, count: int, out: Array) -> None:
+    def read(self, region: Region, plane: int, out: Array, damaged: Damaged | None = None) -> None:
         """Decode the tiles that meet a region; see `Source.read`."""
-        if self._samples > 1:
-            self._read_plane(self._planes[0], region, slice(first, first + count), out)
-            return
-        for i in range(count):
-            self._read_plane(self._planes[first + i], region, slice(0, 1), out[..., i : i + 1])
+        self._raster.read(self._planes[plane], region, out, damaged)
 
-    def _read_plane(self, plane: _Plane, region: Region, samples: slice, out: Array) -> None:
-        tile = self.info.tile
-        for row in range(region.y // tile.y, -(-region.bottom // tile.y)):
-            for col in range(region.x // tile.x, -(-region.right // tile.x)):
-                place = Region(col * tile.x, row * tile.y, tile.x, tile.y)
-                wanted = place.clip(region)
-                target = out[wanted.inside(region)]
-                pixels = self._decode(plane, row, col)
-                target[...] = self.info.background if pixels is None else pixels[(*wanted.inside(place), samples)]
-
-    def _decode(self, plane: _Plane, row: int, col: int) -> Array | None:
-        """One tile, (y, x, sample); None where the file stores none."""
-        index = row * self._across + col
-        if plane.counts[index] == 0:
-            return None
-        data = self._file.read(plane.offsets[index], plane.counts[index])
-        try:
-            decoded = self._decoder(data, index, jpegtables=self._tables)[0]
-        # Any failure of a decoder is damage of this tile, and the message must name it.
-        except Exception as error:
-            raise SourceError(
-                f"tile at row {row}, column {col} (x {col * self.info.tile.x}, y {row * self.info.tile.y}) does not "
-                f"decode ({error})",
-                str(self._path),
-                "The file is damaged there: copy or scan it again.",
-            ) from error
-        pixels: Array = decoded[0]
-        return pixels
+    def raw(self, plane: int, row: int, col: int) -> bytes | None:
+        """One tile of level 0 as the file has it; see `RawSource.raw`."""
+        where = self._planes[plane]
+        found = None if where.page is None else keep.whole(self._raster, where.page, where.layer, row, col)
+        return None if found is None else found[0]
 
     def associated(self, role: str) -> Array:
         """Decode one associated image."""
-        index = self._pages[role]
+        raster, plane = self._associated[role]
+        depth = 3 if raster.samples.rgb else 1
+        pixels = np.empty((raster.size.y, raster.size.x, depth), raster.samples.dtype)
         try:
-            with tifffile.TiffFile(self._path) as tiff:
-                pixels: Array = tiff.pages[index].asarray()
-        except Exception as error:
-            raise SourceError(
-                f"its {role} image does not decode ({error})", str(self._path), metadata.WITHOUT
-            ) from error
-        return metadata.as_rgb(pixels)
+            raster.read(plane, Region(0, 0, raster.size.x, raster.size.y), pixels)
+        except SourceError as error:
+            raise SourceError(f"its {role} image: {error.what}", str(self._raster.path), metadata.WITHOUT) from error
+        return metadata.as_rgb(pixels if depth == 3 else pixels[..., 0])
 
 
-def _pages(path: Path, tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> list[Any]:
-    """The pages of level 0, one for each channel."""
-    pages = list(series.pages)
-    planes = series.shape[0] if series.axes == "CYX" else 1
-    if len(pages) != planes or any(page is None or page.parent is not tiff for page in pages):
-        raise SourceError(f"{planes} channels, whose planes are missing, in other files, or not pages", str(path))
-    return pages
+def _documents(path: Path, tiff: tifffile.TiffFile, files: Files) -> Documents:
+    """The XML that tifffile will parse, read first: it does not look out for bombs, or for files elsewhere."""
+    if tiff.is_ome and tiff.ome_metadata:
+        root = metadata.xml(tiff.ome_metadata)
+        if ome.planes(root) > series.MOST_PLANES:
+            raise SourceError(f"its OME-XML tells of {ome.planes(root)} planes", str(path), "This is not a slide.")
+        for name in sorted(ome.companions(root)):
+            if (path.parent / name).is_file():
+                files.check(path.parent / name)
+        return Documents(ome=tuple(ome.images(root)))
+    if tiff.is_scn:
+        return Documents(scn=tuple(metadata.scn(tiff.pages.first.description)))
+    if tiff.is_qpi or tiff.is_philips:
+        metadata.xml(tiff.pages.first.description)
+    return Documents()
 
 
-def _check_kind(path: Path, tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, page: tifffile.TiffPage) -> None:
-    """Refuse what would come out wrong, each with its reason."""
+def _check_kind(path: Path, tiff: tifffile.TiffFile, *, anything: bool) -> None:
+    """Leave to others what they read, and what would come out wrong."""
     for flag, name in _OTHERS.items():
         if getattr(tiff, f"is_{flag}", False):
-            raise RefusedError(f"{name}, which the tiff reader leaves to others", str(path))
-    compression, photometric = int(page.compression), int(page.photometric)
-    reasons = {
-        f"axes are {series.axes}; a slide is one plane: YX, YXS or CYX": series.axes not in {"YX", "YXS", "CYX"},
-        f"pixels are {page.dtype}": page.dtype is None or page.dtype.kind not in "uif" or page.dtype.itemsize > 4,
-        f"{page.samplesperpixel} samples per pixel": page.samplesperpixel not in {1, 3},
-        f"colours are {page.photometric.name}": photometric not in {1, 2, 6},
-        f"compression {compression} is not known": compression not in tifffile.TIFF.DECOMPRESSORS,
-        "YCbCr that is not JPEG": photometric == 6 and compression not in _JPEG | _JPEG2000,
-        "JPEG 2000 in YCbCr (33003)": compression == _APERIO_YCC,
-        f"orientation is {_tag(page, 274)}, not top left": _tag(page, 274) not in {None, 1},
-    }
-    for reason, holds in reasons.items():
-        if holds and _is_vendors(tiff):
-            raise RefusedError(reason, str(path))
-        if holds:
-            # OpenSlide would take a TIFF of no vendor for its first page, and a hostile one can end the process in it.
-            raise SourceError(reason, str(path), "If OpenSlide reads it rightly: --reader openslide.")
+            if not anything:
+                raise RefusedError(f"{name}, which the tiff reader leaves to others", str(path))
+            if flag in _OVERLAPPING:
+                raise RefusedError(f"{name}, whose tiles overlap", str(path))
+            page = tiff.pages.first
+            if flag == "ndpi" and max(page.imagewidth, page.imagelength) > _MOST_NDPI:
+                raise RefusedError(f"{name} of more than {_MOST_NDPI} pixels", str(path))
 
 
-def _is_vendors(tiff: tifffile.TiffFile) -> bool:
-    """Whether OpenSlide has rules of its own for the file, other than those named in `_OTHERS`: Aperio, Trestle."""
-    return bool(tiff.is_svs) or _text(_tag(tiff.pages.first, 305) or "").startswith("MedScan")
+def _check_page(path: Path, tiff: tifffile.TiffFile, one: Any) -> None:
+    """Refuse what would come out wrong, each with its reason."""
+    key = one.keyframe
+    compression = int(key.compression)
+    reason = samples.refusal(key)
+    if not reason and compression not in tifffile.TIFF.DECOMPRESSORS:
+        reason = f"compression {compression} is not known"
+    if not reason and compression == _APERIO_YCC:
+        reason = "JPEG 2000 in YCbCr (33003)"
+    if not reason and one.transform is not None:
+        reason = f"pixels of {one.kind} that are not stored as they are"
+    if reason:
+        _refuse(path, tiff, reason)
 
 
-def _check_extent(
-    path: Path, size: Size, tile: Size, planes: tuple[_Plane, ...], page: tifffile.TiffPage, file_size: int
-) -> None:
-    expected = -(-size.x // tile.x) * -(-size.y // tile.y)
-    if tile.x * tile.y * page.samplesperpixel * page.dtype.itemsize > MOST_TILE_BYTES:
-        raise SourceError(f"its tiles or strips are {tile} pixels, too large to decode one by one", str(path))
-    for plane in planes:
-        if min(len(plane.offsets), len(plane.counts)) < expected:
-            raise SourceError(
-                f"{len(plane.offsets)} tiles listed where {size} in tiles of {tile} needs {expected}",
-                str(path),
-                "The file is damaged.",
-            )
-        _check_inside(path, "level 0", plane, file_size)
-
-
-def _check_inside(path: Path, what: str, plane: _Plane, file_size: int) -> None:
-    beyond = sum(offset + count > file_size for offset, count in zip(plane.offsets, plane.counts, strict=True))
-    if beyond:
-        raise SourceError(
-            f"{what}: {beyond} of {len(plane.offsets)} tiles or strips lie past the file's end at byte {file_size}",
-            str(path),
-            "The file is truncated: copy it again.",
-        )
-
-
-def _tag(page: tifffile.TiffPage, code: int) -> Any:
-    tag = page.tags.get(code)
-    return None if tag is None else tag.value
-
-
-def _associated_pages(tiff: tifffile.TiffFile) -> Iterator[tuple[str, int]]:
-    """Associated images: tifffile names their series; QPTIFF names them in each page's description."""
-    roles = {"label": "label", "macro": "macro", "overview": "macro", "thumbnail": "thumbnail"}
-    if tiff.is_qpi:
-        for index, page in enumerate(tiff.pages):
-            found = re.search(r"<ImageType>(\w+)</ImageType>", page.aspage().description)
-            if found and found[1].lower() in roles:
-                yield roles[found[1].lower()], index
+def _check_mixed(path: Path, tiff: tifffile.TiffFile, key: Any, picture: Picture) -> None:
+    """Refuse JPEG 2000 marked as YCbCr whose streams do not make red, green and blue of it themselves."""
+    raster, page = picture.raster, next((plane.page for plane in picture.planes if plane.page is not None), None)
+    if raster.compression not in streams.JPEG2000 or int(key.photometric) != 6 or page is None:
         return
-    for series in tiff.series[1:]:
-        if series.name.lower() in roles:
-            yield roles[series.name.lower()], series.keyframe.index
+    found = None
+    with suppress(SourceError):  # damaged; it is reported where it is read
+        found = raster.stream(page, 0, 0, 0, 0)
+    if found is not None and found[1] is not None and not found[1].mixed:
+        _refuse(path, tiff, "JPEG 2000 in YCbCr")
 
 
-def _describe(
-    path: Path, tiff: tifffile.TiffFile, size: Size, tile: Size, pages: dict[str, int], planes: tuple[_Plane, ...]
-) -> SourceInfo:
-    series = tiff.series[0]
-    page = series.keyframe
-    facts = metadata.Facts(format="generic TIFF", vendor="generic-tiff")
+def _refuse(path: Path, tiff: tifffile.TiffFile, reason: str) -> None:
+    # OpenSlide has rules of its own for Aperio. It would take a TIFF of no vendor for its first page, and a hostile one
+    # can end the process in it.
     if tiff.is_svs:
-        facts = metadata.aperio(page.description)
-    elif tiff.is_ome and tiff.ome_metadata:
-        facts = metadata.ome(tiff.ome_metadata)
-    elif tiff.is_qpi:
-        facts = metadata.qptiff([p.description for p in series.pages if p is not None])
-    rgb = page.samplesperpixel == 3
-    count = 1 if rgb else len(series.pages)
-    names = facts.channels if len(facts.channels) == count else [f"channel {i}" for i in range(count)]
-    colors = facts.colors if len(facts.colors) == count else [PALETTE[i % len(PALETTE)] for i in range(count)]
-    mpp, mpp_source = facts.mpp, facts.mpp_source
-    if mpp is None and not tiff.is_svs:
-        mpp, mpp_source = metadata.tag_mpp(_tag(page, 282), _tag(page, 283), _tag(page, 296))
-    empty = sum(plane.counts.count(0) for plane in planes)
-    tables = hashlib.sha256(repr([(p.offsets, p.counts) for p in planes]).encode()).digest()
-    notes = (f"{empty} tiles are not stored in the file; they become background",) if empty else ()
-    return SourceInfo(
-        reader="tiff",
-        format=facts.format,
-        vendor=facts.vendor,
-        size=size,
-        channels=RGB if rgb else tuple(map(Channel, names, colors)),
-        rgb=rgb,
-        dtype=page.dtype.name,
-        tile=tile,
-        mpp=mpp,
-        mpp_source=mpp_source,
-        levels=tuple(Size(level.keyframe.imagewidth, level.keyframe.imagelength) for level in series.levels),
-        files=(path,),
-        objective_power=facts.objective_power,
-        acquired=facts.acquired or metadata.tag_date(_tag(page, 306)),
-        associated={r: Size(tiff.pages[i].imagewidth, tiff.pages[i].imagelength) for r, i in pages.items()},
-        properties=facts.properties | _plain_tags(page),
-        icc=_tag(page, 34675),
-        tables=tables,
-        notes=notes,
-    )
+        raise RefusedError(reason, str(path))
+    raise SourceError(reason, str(path), "If OpenSlide reads it rightly: --reader openslide.")
 
 
-def _plain_tags(page: tifffile.TiffPage) -> dict[str, str]:
-    """Tags that describe the image in words or numbers, under OpenSlide's names."""
-    names = [
-        "Artist",
-        "Copyright",
-        "DateTime",
-        "DocumentName",
-        "HostComputer",
-        "ImageDescription",
-        "Make",
-        "Model",
-        "ResolutionUnit",
-        "Software",
-        "XPosition",
-        "XResolution",
-        "YPosition",
-        "YResolution",
-    ]
-    return {f"tiff.{name}": _text(page.tags[name].value) for name in names if name in page.tags}
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple) and len(value) == 2:
-        return f"{value[0] / value[1]:.10g}" if value[1] else "0"
-    return str(getattr(value, "name", value)).strip("\x00 \r\n")
+def _associated(path: Path, held: series.Contents, files: Files) -> Iterator[tuple[str, tuple[Raster, Plane]]]:
+    """What can be shown of the associated images."""
+    for role, key in held.associated.items():
+        if samples.refusal(key) or int(key.compression) not in tifffile.TIFF.DECOMPRESSORS:
+            continue
+        about = samples.understand(key, values=False)
+        small = key.nbytes <= _MOST_ASSOCIATED
+        if small and about.dtype == np.uint8 and (about.rgb or len(about.names) == 1) and key.shaped[1] == 1:
+            yield role, single(path, key, files, about)

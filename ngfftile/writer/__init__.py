@@ -5,21 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ngfftile import cluster, ngff
-from ngfftile.errors import ExistsError, MissingError, SourceError, StoreError
+from ngfftile.errors import ExistsError, MissingError, OptionError, SourceError, StoreError
 from ngfftile.geometry import Region
 from ngfftile.locations import local_path
-from ngfftile.sources import fingerprint, open_source
-from ngfftile.store import ROOT, Draft, Store
-from ngfftile.writer.around import root_attributes, write_around
-from ngfftile.writer.graph import Job, graph, key_of, write_base
-from ngfftile.writer.plan import ConversionPlan, human_bytes, plan, plan_for
+from ngfftile.sources import Source, fingerprint, open_source
+from ngfftile.store import LABELS, Draft, Store, Written
+from ngfftile.writer.around import identifying, root_attributes, write_around
+from ngfftile.writer.graph import DAMAGED, Job, graph, key_of, write_base
+from ngfftile.writer.plan import PROFILES, ConversionPlan, Options, human_bytes, plan, plan_for
 
-__all__ = ["Conversion", "ConversionPlan", "Job", "convert", "graph", "plan"]
+__all__ = ["PROFILES", "Conversion", "ConversionPlan", "Job", "convert", "graph", "plan"]
 
 Progress = Callable[[int, int], None]
 
@@ -39,7 +39,11 @@ class Conversion:
     seconds
         It took, this run.
     written, found
-        Shards that this run wrote, and that an interrupted one had left.
+        Objects of pixels that this run wrote, and that an interrupted one had left.
+    damaged
+        Tiles of the source that did not decode, and became background.
+    identifying
+        Names of the associated images and properties in the store that can name a person.
     """
 
     path: Path
@@ -48,11 +52,14 @@ class Conversion:
     seconds: float
     written: int
     found: int
+    damaged: int = 0
+    identifying: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if not self.seconds:
             return f"{self.path.name}: up to date, nothing written"
-        again = f", {self.found} shards of an earlier run kept" if self.found else ""
+        again = f", {self.found} objects of an earlier run kept" if self.found else ""
+        again += f"; {self.damaged} damaged tiles became background" if self.damaged else ""
         return (
             f"{self.path.name}: {self.pixels / 1e6:,.1f} MP in {self.seconds:.1f} s "
             f"({self.pixels / 1e6 / self.seconds:.1f} MP/s), {human_bytes(self.bytes)}{again}"
@@ -63,26 +70,35 @@ def convert(
     source: str | Path,
     target: str | Path,
     *,
-    chunk: int = 256,
-    shard: int = 4096,
-    codec: str = "zstd",
+    chunk: int | None = None,
+    shard: int | None = None,
+    codec: str | None = None,
+    ngff: str | None = None,
+    profile: str | None = None,
+    method: str | None = None,
+    planar: bool | None = None,
     mpp: float | None = None,
     associated: bool = True,
+    deidentify: bool = False,
+    damaged: str = "fail",
     overwrite: bool = False,
     scheduler: str = "threads",
     workers: int | None = None,
     reader: str | None = None,
+    scene: int | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Convert a slide to an OME-Zarr 0.5 pyramid, lossless.
+    """Convert a slide to an OME-Zarr pyramid; by default version 0.5, and lossless.
 
     The target appears when it is whole, and not before. Interrupted, the same call goes on where it stopped. A target
     finished from the same source with the same parameters is left as it is.
 
     Parameters
     ----------
-    source, chunk, shard, codec, mpp, associated, workers, reader
+    source, chunk, shard, codec, ngff, profile, method, planar, mpp, associated, deidentify, damaged
         As for `plan`.
+    workers, reader, scene
+        As for `plan`. A source of several scenes needs ``scene``: each becomes a store of its own.
     target
         The store to write, such as ``slide.ome.zarr``.
     overwrite
@@ -110,47 +126,170 @@ def convert(
     """
     begun = time.perf_counter()
     cluster.check(scheduler, workers)
-    slide = open_source(source, reader)
-    what = plan_for(slide.info, chunk, shard, codec, mpp, associated, workers)
+    chosen = {
+        "chunk": chunk,
+        "shard": shard,
+        "codec": codec,
+        "ngff": ngff,
+        "method": method,
+        "planar": planar,
+        "mpp": mpp,
+        "associated": associated,
+        "deidentify": deidentify,
+        "damaged": damaged,
+    }
+    options = Options.of(profile, chosen)
+    slide = open_source(source, reader, scene)
+    what = plan_for(slide.info, options, workers)
+    if slide.info.scenes and scene is None:
+        raise OptionError(
+            f"holds {len(slide.info.scenes)} scenes ({', '.join(slide.info.scenes[:8])})",
+            str(slide.info.files[0]),
+            "Say which: scene=0. The command line writes a store for each.",
+        )
     place = local_path(target)
     place = place.resolve() if place.is_symlink() else place  # the store goes where the link leads
-    identity = _identity(what)
+    run = _Run(slide, what, place, _identity(what), scheduler, workers, progress)
     pixels = what.pyramid.size.x * what.pyramid.size.y
-    if _finished(place, identity, overwrite=overwrite):
+    if _finished(place, run.identity, overwrite=overwrite):
         return Conversion(place, pixels, Store(place).size(), 0.0, 0, 0)
     draft = Draft(place)
     with draft.held():
-        if _finished(place, identity, overwrite=overwrite):  # another process was faster
+        if _finished(place, run.identity, overwrite=overwrite):  # another process was faster
             draft.discard()
             return Conversion(place, pixels, Store(place).size(), 0.0, 0, 0)
-        draft.begin(identity, overwrite=overwrite)
+        draft.begin(run.identity, overwrite=overwrite)
         try:
-            write_around(slide, what, draft.store)
-            job = Job(slide, what.pyramid, what.codec, draft.store)
-            found = _run(job, scheduler, workers, progress)
-            draft.commit(root_attributes(what, identity, draft.store), job.keys)
-        except SourceError:
+            written, found, bad = run.write(draft)
+        except (SourceError, OptionError):
             draft.discard()
             raise
         except StoreError as error:
             raise StoreError(error.what, str(draft.folder), "Remove that folder, and convert again.") from error
-    written = what.pyramid.objects - found
     seconds = time.perf_counter() - begun
-    return Conversion(place, pixels, Store(place).size(), seconds, written, found)
+    size = Store(place).size()
+    return Conversion(place, pixels, size, seconds, written, found, bad, tuple(identifying(what)))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One conversion, from an open source into a draft."""
+
+    slide: Source
+    what: ConversionPlan
+    target: Path
+    identity: dict[str, Any]
+    scheduler: str
+    workers: int | None
+    progress: Progress | None
+
+    def write(self, draft: Draft) -> tuple[int, int, int]:
+        """Write all, and commit; returns objects written and found, and damaged tiles."""
+        what, format_ = self.what, ngff.zarr_format(self.what.options.ngff)
+        name = _stem(self.target) if what.options.deidentify else what.source.name
+        written = write_around(self.slide, what, draft.store, name)
+        self._write_labels(draft)
+        job = Job(self.slide, what, draft.store, Store(draft.folder))
+        new, found = self._levels(job, self.progress)
+        damaged = _damaged(draft)
+        attributes = root_attributes(what, self.identity, draft.store, damaged, name)
+        draft.commit(attributes, job.keys, written + new, format_)
+        return len(job.keys) - found, found, len(damaged)
+
+    def _levels(self, job: Job, progress: Progress | None) -> tuple[list[Written], int]:
+        """Write what is missing of the levels; returns what was written, and how many objects were there."""
+        metadata = job.create_arrays()
+        present = job.keys & set(job.store.keys())
+        tasks = graph(job, present)
+        count = _Count(job, tasks, present, progress)
+        if len(tasks) == 1:
+            return metadata, len(present)
+        new = cluster.run(tasks, "done", scheduler=self.scheduler, workers=self.workers, done=count.done)
+        return metadata + new, len(present)
+
+    def _write_labels(self, draft: Draft) -> None:
+        """Labels of a source that has some come along; each a pyramid of its own, never averaged."""
+        options = self.what.options
+        names = getattr(self.slide, "labels", ())
+        for name in names:
+            label = self.slide.label(name)  # type: ignore[attr-defined]
+            codec = "blosc" if options.ngff == "0.4" else "zstd"
+            plain = replace(options, codec=codec, method=None, mpp=None, planar=False)
+            what = plan_for(label.info, plain, self.workers)
+            store = Store(draft.store.root / LABELS / name)
+            store.root.mkdir(parents=True, exist_ok=True)
+            job = Job(label, what, store, Store(draft.folder / LABELS / name))
+            written, _ = self._levels(job, None)
+            pyramid, facts = what.pyramid, label.info
+            pixels = ngff.Pixels(pyramid.axes, len(pyramid.levels), what.mpp, facts.z_step, facts.t_step)
+            made = facts.origin.get("made", {})
+            multiscale = pixels.multiscale(name) | {"type": what.method, "metadata": made}
+            block = ngff.label_block([], options.ngff) | dict(facts.origin.get("image-label", {}))
+            attributes = ngff.attributes(multiscale, {"image-label": block}, options.ngff)
+            ours = {"schema": ngff.SCHEMA, "status": "complete", "made": made}
+            store.finish(attributes | {"ngfftile": ours}, written, ngff.zarr_format(options.ngff))
+        if names:
+            draft.store.list_labels(tuple(names), options.ngff)
+
+
+class _Count:
+    """Pixels of level 0 that are done, told as the tasks end."""
+
+    def __init__(self, job: Job, tasks: dict[Hashable, Any], present: set[str], progress: Progress | None) -> None:
+        pyramid = job.pyramid
+        self._tasks, self._job, self._progress, self._lock = tasks, job, progress, threading.Lock()
+        self._total = pyramid.size.x * pyramid.size.y * pyramid.planes
+        self._pixels = sum(
+            _pixels(pyramid.region(s))
+            for s in pyramid.shards(0)
+            if present.issuperset(job.what.keys(s)) and tasks.get(key_of(s), (None,))[0] is not write_base
+        )
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            planes = self._job.pyramid.planes
+            self._progress(self._pixels // planes, self._total // planes)
+
+    def done(self, key: Hashable) -> None:
+        task = self._tasks.get(key)
+        if task is None or task[0] is not write_base:
+            return
+        with self._lock:
+            self._pixels += _pixels(self._job.pyramid.region(task[2]))
+            self._tell()
+
+
+def _damaged(draft: Draft) -> list[dict[str, Any]]:
+    """Tiles that became background, as the tasks recorded them, each once."""
+    folder = draft.folder / DAMAGED
+    records = (
+        [tile for path in sorted(folder.glob("*.json")) for tile in Store(folder).json(path.name)["tiles"]]
+        if folder.is_dir()
+        else []
+    )
+    unique = {(t["plane"], t["y"], t["x"]): t for t in records}
+    return [unique[at] for at in sorted(unique)]
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".zarr").removesuffix(".ome")
 
 
 def _identity(what: ConversionPlan) -> dict[str, Any]:
     """What makes two conversions the same: source, parameters, version."""
+    options = asdict(what.options)
     return {
         "fingerprint": fingerprint(what.source),
         "reader": what.source.reader,
+        "scene": what.source.scene,
         "size": [what.pyramid.size.x, what.pyramid.size.y],
+        **options,
         "chunk": what.pyramid.chunk,
         "shard": what.pyramid.shard,
-        "codec": what.codec.name,
+        "method": what.method,
+        "codec": what.codec_name,
         "mpp": [what.mpp.x, what.mpp.y] if what.mpp else None,
-        "associated": what.associated,
-        "ngff": ngff.VERSION,
         "schema": ngff.SCHEMA,
     }
 
@@ -164,39 +303,13 @@ def _finished(place: Path, identity: dict[str, Any], *, overwrite: bool) -> bool
     if overwrite or not place.exists():
         return False
     try:
-        made = Store(place).json(ROOT)["attributes"]["ngfftile"]["conversion"]
+        made = Store(place).attributes("")["ngfftile"]["conversion"]
     except (MissingError, StoreError, KeyError, TypeError):
         made = None
     if made == identity:
         return True
     what = "exists, from another source or with other parameters" if made else "exists, and is not ours"
     raise ExistsError(what, str(place), "Use --overwrite (overwrite=True) to replace it, or another target.")
-
-
-def _run(job: Job, scheduler: str, workers: int | None, progress: Progress | None) -> int:
-    """Write what is missing of the levels; returns how many shards were there."""
-    job.create_arrays()
-    present = job.keys & set(job.store.keys())
-    tasks = graph(job, present)
-    total = job.pyramid.size.x * job.pyramid.size.y * job.pyramid.planes
-    base = (s for s in job.pyramid.shards(0) if s.key in present and tasks.get(key_of(s), (None,))[0] is not write_base)
-    count = sum(_pixels(job.pyramid.region(s)) for s in base)
-    lock = threading.Lock()
-
-    def done(key: Hashable) -> None:
-        nonlocal count
-        task = tasks.get(key)
-        if progress is None or task is None or task[0] is not write_base:
-            return
-        with lock:
-            count += _pixels(job.pyramid.region(task[2]))
-            progress(count // job.pyramid.planes, total // job.pyramid.planes)
-
-    if progress is not None:
-        progress(count // job.pyramid.planes, total // job.pyramid.planes)
-    if len(tasks) > 1:
-        cluster.run(tasks, "done", scheduler=scheduler, workers=workers, done=done)
-    return len(present)
 
 
 def _pixels(region: Region) -> int:

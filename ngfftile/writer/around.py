@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ngfftile import ngff, shards
+from ngfftile import codecs, ngff, omexml, shards
 from ngfftile.geometry import Region, Size
 from ngfftile.ngff import Channel
 from ngfftile.pyramid import PyramidPlan
-from ngfftile.shards import Layout, LevelArray
+from ngfftile.shards import LevelArray
 from ngfftile.sources import Source
-from ngfftile.store import Store
-from ngfftile.writer.plan import ConversionPlan
+from ngfftile.store import Store, Written
+from ngfftile.writer.plan import IDENTIFYING, ConversionPlan
 
 Array = NDArray[Any]
 
@@ -36,83 +37,177 @@ _PERSONAL = (
 )
 
 
-def write_around(slide: Source, what: ConversionPlan, store: Store) -> None:
+def write_around(slide: Source, what: ConversionPlan, store: Store, name: str) -> list[Written]:
     """Associated images, ICC profile and OME-XML: all but the levels and the root."""
-    info = what.source
-    name = info.files[0].stem
-    roles = list(info.associated) if what.associated else []
-    if roles:
-        store.create_group("associated", {"ngfftile": {"roles": roles}})
-    for role in roles:
-        pixels = slide.associated(role)
-        layout = Layout(what.pyramid.chunk, what.pyramid.shard, 3, 255)
-        height, width = pixels.shape[:2]
-        shards.create(store, f"associated/{role}/0", (3, height, width), "uint8", layout, what.codec)
-        for shard in PyramidPlan(Size(width, height), 3, "uint8", 3, 255, layout.chunk, layout.shard).shards(0):
-            y, x = shard.row * layout.shard, shard.col * layout.shard
-            part = pixels[y : y + layout.shard, x : x + layout.shard].transpose(2, 0, 1)
-            shards.write_shard(store, f"associated/{role}/{shard.key}", part, layout, what.codec)
-        ome = ngff.image_attributes(role, 1, None, ngff.RGB, "uint8", {"method": "none"})
-        store.create_group(f"associated/{role}", {"ome": ome})
+    info, version = what.source, what.options.ngff
+    format_ = ngff.zarr_format(version)
+    written = []
+    if what.roles or info.icc:
+        written += store.create_group("associated", {"ngfftile": {"roles": what.roles}}, format_)
+    for role in what.roles:
+        written += _write_image(slide.associated(role), role, what, store)
     if info.icc:
-        store.write("associated/icc", info.icc)
-    xml = ngff.ome_xml(
-        name, info.size, info.channels, info.rgb, info.dtype, what.mpp, info.objective_power, info.acquired
+        written.append(store.write("associated/icc", info.icc))
+    anonymous = name if what.options.deidentify else None
+    xml = omexml.kept(info.ome_xml, info.scene, anonymous) if info.ome_xml else None
+    written += store.create_group("OME", {}, format_)
+    written.append(store.write("OME/METADATA.ome.xml", xml or omexml.made(_facts(what, name))))
+    return written
+
+
+def _facts(what: ConversionPlan, name: str) -> omexml.Facts:
+    info = what.source
+    return omexml.Facts(
+        name,
+        info.size,
+        info.channels,
+        info.rgb,
+        info.dtype,
+        what.mpp,
+        info.z,
+        info.t,
+        info.z_step,
+        info.t_step,
+        info.objective_power,
+        info.acquired,
     )
-    store.write("OME/METADATA.ome.xml", xml)
 
 
-def _windows(job_store: Store, pyramid: PyramidPlan, channels: tuple[Channel, ...]) -> tuple[Channel, ...]:
+def _write_image(pixels: Array, role: str, what: ConversionPlan, store: Store) -> list[Written]:
+    """One associated image, (height, width, 3), as a pyramid of one level."""
+    options = what.options
+    # Beside kept tiles, which only zarr-python reads, small and lossless.
+    codec = codecs.Jpeg2000(lossless=True) if what.keeps else codecs.named("blosc" if options.ngff == "0.4" else "zstd")
+    layout = replace(
+        what.layout(0), chunk=options.chunk, shard=options.shard, depth=3, fill=255, codec=codec, axes=("c", "y", "x")
+    )
+    height, width = pixels.shape[:2]
+    path = f"associated/{role}/0"
+    written = shards.create(store, path, (3, height, width), "uint8", layout)
+    plan = PyramidPlan(Size(width, height), 3, "uint8", 3, 255, layout.chunk, layout.shard)
+    for shard in plan.shards(0):
+        region = plan.region(shard)
+        part = pixels[region.y : region.bottom, region.x : region.right].transpose(2, 0, 1)
+        written += shards.write_shard(store, layout.objects(path, plan.place(shard), region), part, layout)
+    one = ngff.Pixels(("c", "y", "x"), 1, None)
+    about = ngff.image_attributes(role, one, ngff.RGB, "uint8", {"method": "none"}, version=options.ngff)
+    return written + store.create_group(f"associated/{role}", about, layout.zarr_format)
+
+
+def _windows(store: Store, what: ConversionPlan) -> tuple[Channel, ...]:
     """Display windows of channels that are not RGB: from 0 (or the least value) to the brightest thousandth."""
+    pyramid = what.pyramid
     coarse = next(k for k, size in enumerate(pyramid.levels) if max(size.x, size.y) <= 2048)
     size = pyramid.levels[coarse]
-    pixels = LevelArray(job_store, str(coarse), ("c", "y", "x"), whole=True).read(Region(0, 0, size.x, size.y))
+    array = LevelArray(store, str(coarse), pyramid.axes, whole=True)
+    pixels = array.read(Region(0, 0, size.x, size.y), z=pyramid.z // 2)
     shown = []
-    for channel, plane in zip(channels, pixels, strict=True):
-        low = min(0.0, float(plane.min()))
-        high = float(np.percentile(plane, 99.9))
-        shown.append(Channel(channel.name, channel.color, (low, high if high > low else low + 1.0)))
+    for channel, plane in zip(what.source.channels, pixels, strict=True):
+        values = plane.astype(np.uint8) if plane.dtype == bool else plane
+        finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+        low = min(0.0, float(finite.min(initial=0)))
+        high = float(np.percentile(finite, 99.9)) if finite.size else 0.0
+        window = channel.window or (low, high if high > low else low + 1.0)
+        shown.append(replace(channel, window=window))
     return tuple(shown)
 
 
-def root_attributes(what: ConversionPlan, identity: dict[str, Any], store: Store) -> dict[str, Any]:
-    """Attributes of the root group: what the specification asks, and where the slide comes from."""
+def root_attributes(
+    what: ConversionPlan, identity: dict[str, Any], store: Store, damaged: list[dict[str, Any]], name: str
+) -> dict[str, Any]:
+    """Attributes of the root group: what the specification asks, and where the slide comes from.
+
+    Parameters
+    ----------
+    damaged
+        Tiles that became background.
+    name
+        Of the image.
+    """
     info, pyramid = what.source, what.pyramid
     release = version("ngfftile")
-    kept = {k: v for k, v in info.properties.items() if not _personal(k) and not _personal(v)}
-    method = {"method": "mean", "version": release, "description": "2x mean of the level before, rounded half up"}
-    channels = info.channels if info.rgb else _windows(store, pyramid, info.channels)
+    channels = info.channels if info.rgb else _windows(store, what)
+    method = {"method": what.method, "version": release, "description": _METHODS[what.method]}
     ours = {
         "schema": ngff.SCHEMA,
         "status": "complete",
         "version": release,
-        "source": {
-            "name": info.files[0].name,
-            "bytes": sum(f.stat().st_size for f in info.files),
-            "fingerprint": identity["fingerprint"],
-            "format": info.format,
-            "vendor": info.vendor,
-            "reader": info.reader,
-            "levels": [[s.x, s.y] for s in info.levels],
-        },
+        "source": _source(what, identity),
         "mpp_source": what.mpp_source,
         "objective_power": info.objective_power,
         "acquired": info.acquired,
-        "properties": kept,
-        "properties_dropped": sorted(set(info.properties) - set(kept)),
+        "channels": [_channel(c) for c in info.channels],
+        **_properties(what),
         "icc": {"path": "associated/icc", "sha256": hashlib.sha256(info.icc).hexdigest()} if info.icc else None,
         "associated": {
-            role: {"path": f"associated/{role}", "width": size.x, "height": size.y}
-            for role, size in (info.associated.items() if what.associated else ())
+            role: {"path": f"associated/{role}", "width": info.associated[role].x, "height": info.associated[role].y}
+            for role in what.roles
         },
-        "pyramid": {"method": "mean", "levels": ["source"] + ["mean of the level before"] * (len(pyramid.levels) - 1)},
-        "codec": what.codec.name,
+        "associated_dropped": sorted(set(info.associated) - set(what.roles)),
+        "pyramid": {
+            "method": what.method,
+            "levels": ["source"] + [f"{what.method} of the level before"] * (len(pyramid.levels) - 1),
+        },
+        "codec": what.codec_name,
         "notes": list(info.notes),
+        "damaged": damaged,
         "conversion": identity,
     }
-    ome = ngff.image_attributes(info.files[0].stem, len(pyramid.levels), what.mpp, channels, info.dtype, method)
-    return {"ome": ome, "ngfftile": ours}
+    pixels = ngff.Pixels(
+        pyramid.axes, len(pyramid.levels), what.mpp, info.z_step, info.t_step, centred=what.method != "nearest"
+    )
+    standard = ngff.image_attributes(name, pixels, channels, info.dtype, method, pyramid.z, what.options.ngff)
+    return standard | {"ngfftile": ours}
 
 
-def _personal(text: str) -> bool:
-    return any(word in text.lower() for word in _PERSONAL)
+def _source(what: ConversionPlan, identity: dict[str, Any]) -> dict[str, Any]:
+    """Where the slide comes from: of a store that we made, where that came from."""
+    info = what.source
+    if info.origin.get("source"):
+        through = {"format": info.format, "codec": info.origin.get("codec")}
+        return dict(info.origin["source"]) | {"through": through}
+    found = {
+        "name": info.files[0].name,
+        "bytes": sum(f.stat().st_size for f in info.files if f.is_file()),
+        "fingerprint": identity["fingerprint"],
+        "format": info.format,
+        "vendor": info.vendor,
+        "reader": info.reader,
+        "levels": [[s.x, s.y] for s in info.levels],
+    }
+    if info.scenes:
+        found |= {"scene": info.scene, "scene_name": info.scenes[info.scene]}
+    # A file's name is often a case number, and now and then a patient's.
+    return {k: v for k, v in found.items() if k != "name"} if what.options.deidentify else found
+
+
+def _channel(channel: Channel) -> dict[str, Any]:
+    known = {"emission_nm": channel.emission, "excitation_nm": channel.excitation}
+    return {"name": channel.name, "color": channel.color} | {k: v for k, v in known.items() if v is not None}
+
+
+def _properties(what: ConversionPlan) -> dict[str, Any]:
+    properties = what.source.properties
+    kept = {k: v for k, v in properties.items() if not what.options.deidentify or not personal(k, v)}
+    earlier = what.source.origin.get("properties_dropped", [])
+    return {"properties": kept, "properties_dropped": sorted({*properties, *earlier} - set(kept))}
+
+
+def identifying(what: ConversionPlan) -> list[str]:
+    """What in the store can name a person: associated images, and properties, by name."""
+    images = [role for role in what.roles if role in IDENTIFYING]
+    if what.options.deidentify:
+        return images
+    return images + sorted(k for k, v in what.source.properties.items() if personal(k, v))
+
+
+_METHODS = {
+    "mean": "2x mean of the level before, rounded half up",
+    "nearest": "first of each 2 x 2 pixels of the level before",
+    "mode": "commonest of each 2 x 2 pixels of the level before, the first where two are as common",
+}
+
+
+def personal(name: str, text: str) -> bool:
+    """Whether a property can name a person, or lead to one: by the words in it."""
+    return any(word in part.lower() for word in _PERSONAL for part in (name, text))

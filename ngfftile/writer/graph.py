@@ -9,48 +9,89 @@ shards that they touch.
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ngfftile import shards
-from ngfftile.codecs import Codec
+from ngfftile.geometry import Region
 from ngfftile.pyramid import Cell, PyramidPlan, Shard
-from ngfftile.shards import Layout, LevelArray
+from ngfftile.shards import LevelArray
 from ngfftile.sources import Source
-from ngfftile.store import Store
+from ngfftile.sources.protocol import RawSource
+from ngfftile.store import Store, Written
+from ngfftile.writer.plan import ConversionPlan
 
 Array = NDArray[Any]
+DAMAGED = "damaged"  # folder of the draft, beside its store
+
+
+class Result(NamedTuple):
+    """What a task hands on: the shrunken pixels (depth, y, x), if a parent wants them, and the objects written."""
+
+    mean: Array | None
+    written: list[Written]
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a task needs to know; small, and picklable for a cluster."""
+    """All that a task needs to know; small, and picklable for a cluster.
+
+    Parameters
+    ----------
+    source
+        Of the pixels.
+    what
+        The plan.
+    store
+        Where the levels go.
+    draft
+        Where damaged tiles are recorded.
+    """
 
     source: Source
-    pyramid: PyramidPlan
-    codec: Codec
+    what: ConversionPlan
     store: Store
+    draft: Store
 
-    @cached_property
-    def layout(self) -> Layout:
-        """Of the arrays."""
-        return Layout(self.pyramid.chunk, self.pyramid.shard, self.pyramid.depth, self.pyramid.fill)
+    @property
+    def pyramid(self) -> PyramidPlan:
+        """Levels, chunks, shards."""
+        return self.what.pyramid
 
     @property
     def keys(self) -> set[str]:
-        """Names of all shards."""
-        return {s.key for k in range(len(self.pyramid.levels)) for s in self.pyramid.shards(k)}
+        """Names of all objects of pixels."""
+        return {
+            key for k in range(len(self.pyramid.levels)) for s in self.pyramid.shards(k) for key in self.what.keys(s)
+        }
 
-    def create_arrays(self) -> None:
+    def create_arrays(self) -> list[Written]:
         """Write the levels' metadata."""
-        for k, size in enumerate(self.pyramid.levels):
-            shape = (self.pyramid.channels, size.y, size.x)
-            shards.create(self.store, str(k), shape, self.pyramid.dtype, self.layout, self.codec)
+        return [
+            one
+            for k in range(len(self.pyramid.levels))
+            for one in shards.create(self.store, str(k), self.pyramid.shape(k), self.pyramid.dtype, self.what.layout(k))
+        ]
+
+    def read(self, region: Region, plane: int, name: str, out: Array) -> list[Region]:
+        """Pixels of level 0 from the source; returns the places of damaged tiles that were filled."""
+        if self.what.options.damaged == "fail":
+            self.source.read(region, plane, out)
+            return []
+        found: list[tuple[Region, str]] = []
+        self.source.read(region, plane, out, lambda place, why: found.append((place, why)))
+        if found:
+            # On disk, where a run that goes on after a kill finds it.
+            tiles = [
+                {"x": r.x, "y": r.y, "width": r.width, "height": r.height, "plane": plane, "why": why}
+                for r, why in found
+            ]
+            self.draft.write_json(f"{DAMAGED}/{plane}-{name}-{region.x}-{region.y}.json", {"tiles": tiles})
+        return [place for place, _ in found]
 
 
 _scratch = threading.local()
@@ -64,54 +105,76 @@ def _buffer(count: int, dtype: str) -> Array:
     return held[: count * np.dtype(dtype).itemsize].view(dtype)
 
 
-def read_cell(job: Job, plane: int, cell: Cell) -> Array:
-    """Task: decode source tiles that several shards share; (y, x, depth)."""
-    depth = job.pyramid.depth
-    pixels = np.empty((cell.region.height, cell.region.width, depth), job.pyramid.dtype)
-    job.source.read(cell.region, plane * depth, depth, pixels)
-    return pixels
+def read_cell(job: Job, plane: int, cell: Cell) -> tuple[Array, list[Region]]:
+    """Task: decode source tiles that several shards share, (y, x, depth); and the damaged among them."""
+    pixels = np.empty((cell.region.height, cell.region.width, job.pyramid.depth), job.pyramid.dtype)
+    return pixels, job.read(cell.region, plane, "cell", pixels)
 
 
-def write_base(job: Job, shard: Shard, shared: list[Array]) -> Array | None:
-    """Task: fill a level-0 shard from the source, write it, and return its 2x mean (depth, y, x)."""
+def write_base(job: Job, shard: Shard, shared: list[tuple[Array, list[Region]]]) -> Result:
+    """Task: fill a level-0 shard from the source, write it, and shrink it."""
     region = job.pyramid.region(shard)
     depth = job.pyramid.depth
     pixels = _buffer(region.width * region.height * depth, job.pyramid.dtype)
     pixels = pixels.reshape(region.height, region.width, depth)
     waiting = iter(shared)
+    damaged: list[Region] = []
     for cell in job.pyramid.cells(shard):
         wanted = cell.region.clip(region)
         target = pixels[wanted.inside(region)]
         if cell.shared:
-            target[...] = next(waiting)[wanted.inside(cell.region)]
+            found, bad = next(waiting)
+            target[...] = found[wanted.inside(cell.region)]
         else:
-            job.source.read(cell.region, shard.plane * depth, depth, target)
-    return _write(job, shard, pixels.transpose(2, 0, 1))
+            bad = job.read(cell.region, shard.plane, "shard", target)
+        damaged += bad
+    kept = _kept(job, shard, region, damaged) if job.what.keeps else None
+    return _write(job, shard, pixels.transpose(2, 0, 1), kept)
 
 
-def write_mean(job: Job, shard: Shard, quarters: list[Array]) -> Array | None:
-    """Task: put the means of a shard's children together, write them, and return the 2x mean (depth, y, x)."""
+def _kept(job: Job, shard: Shard, region: Region, damaged: list[Region]) -> list[bytes | None]:
+    """The chunks of a shard as the source has them; None for those that it lacks, or that are damaged."""
+    side = job.pyramid.chunk
+    source = cast(RawSource, job.source)
+    seal: Callable[[bytes], bytes] = job.what.codec.seal  # type: ignore[attr-defined]
+    chunks: list[bytes | None] = []
+    for y in range(region.y, region.bottom, side):
+        for x in range(region.x, region.right, side):
+            place = Region(x, y, side, side)
+            hit = any(place.clip(bad).width and place.clip(bad).height for bad in damaged)
+            raw = None if hit else source.raw(shard.plane, y // side, x // side)
+            chunks.append(None if raw is None else seal(raw))
+    return chunks
+
+
+def write_mean(job: Job, shard: Shard, children: list[Result]) -> Result:
+    """Task: put the shrunken children of a shard together, write them, and shrink them in turn."""
     region = job.pyramid.region(shard)
     pixels = _buffer(region.width * region.height * job.pyramid.depth, job.pyramid.dtype)
     pixels = pixels.reshape(job.pyramid.depth, region.height, region.width)
     side = job.pyramid.shard // 2
-    for child, quarter in zip(job.pyramid.children(shard), quarters, strict=True):
+    for child, (quarter, _) in zip(job.pyramid.children(shard), children, strict=True):
+        assert quarter is not None
         y, x = (child.row - 2 * shard.row) * side, (child.col - 2 * shard.col) * side
         # The last odd row and column of the finer level have no partner, and no place here.
         target = pixels[:, y : y + quarter.shape[1], x : x + quarter.shape[2]]
         target[...] = quarter[:, : target.shape[1], : target.shape[2]]
-    return _write(job, shard, pixels)
+    mean, written = _write(job, shard, pixels)
+    return Result(mean, [one for child in children for one in child.written] + written)
 
 
-def read_mean(job: Job, shard: Shard) -> Array | None:
-    """Task: the 2x mean (depth, y, x) of a shard that an earlier run wrote."""
-    depth = job.pyramid.depth
-    region = job.pyramid.region(shard)
-    pixels = LevelArray(job.store, str(shard.level), ("c", "y", "x"), whole=True).read(region)
+def read_mean(job: Job, shard: Shard) -> Result:
+    """Task: the shrunken pixels of a shard that an earlier run wrote."""
+    pyramid = job.pyramid
     mean = _mean_of(job, shard)
-    if mean is not None:
-        shards.shrink(pixels[shard.plane * depth : (shard.plane + 1) * depth], mean, job.pyramid.chunk)
-    return mean
+    if mean is None:
+        return Result(None, [])
+    array = LevelArray(job.store, str(shard.level), pyramid.axes, whole=True)
+    rest, z = divmod(shard.plane, pyramid.z)
+    t, c = divmod(rest, pyramid.channels // pyramid.depth)
+    pixels = array.read(pyramid.region(shard), t, z)[c * pyramid.depth : (c + 1) * pyramid.depth]
+    shards.shrink(pixels, mean, pyramid.chunk, job.what.method)
+    return Result(mean, [])
 
 
 def _mean_of(job: Job, shard: Shard) -> Array | None:
@@ -122,14 +185,16 @@ def _mean_of(job: Job, shard: Shard) -> Array | None:
     return np.empty(shape, job.pyramid.dtype)
 
 
-def _write(job: Job, shard: Shard, pixels: Array) -> Array | None:
+def _write(job: Job, shard: Shard, pixels: Array, kept: list[bytes | None] | None = None) -> Result:
     mean = _mean_of(job, shard)
-    shards.write_shard(job.store, shard.key, pixels, job.layout, job.codec, mean)
-    return mean
+    layout = job.what.layout(shard.level)
+    written = shards.write_shard(job.store, job.what.keys(shard), pixels, layout, mean, job.what.method, kept)
+    return Result(mean, written)
 
 
-def _collect(*_: object) -> None:
+def _collect(*results: Result) -> list[Written]:
     """Task: all planes are written."""
+    return [one for result in results for one in result.written]
 
 
 def graph(job: Job, present: set[str]) -> dict[Hashable, Any]:
@@ -138,19 +203,20 @@ def graph(job: Job, present: set[str]) -> dict[Hashable, Any]:
     Parameters
     ----------
     present
-        Keys of the shards that an earlier run wrote: read back where a parent needs them, left out where none does.
+        Keys of the objects that an earlier run wrote: read back where a parent needs them, left out where none does.
     """
     pyramid = job.pyramid
     tasks: dict[Hashable, Any] = {}
     whole: dict[Shard, bool] = {}
     for level in range(len(pyramid.levels)):
         for shard in pyramid.shards(level):
-            whole[shard] = shard.key in present and all(whole[c] for c in pyramid.children(shard))
+            there = bool(present) and present.issuperset(job.what.keys(shard))
+            whole[shard] = there and all(whole[c] for c in pyramid.children(shard))
     waiting = [shard for shard in pyramid.shards(len(pyramid.levels) - 1) if not whole[shard]]
     tasks["done"] = (_collect, *(key_of(shard) for shard in waiting))
     while waiting:
         shard = waiting.pop()
-        if whole[shard]:
+        if whole[shard] and job.what.readable(shard.level):
             tasks[key_of(shard)] = (read_mean, job, shard)
         elif shard.level:
             children = pyramid.children(shard)

@@ -2,19 +2,72 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ngfftile import cluster
-from ngfftile.codecs import Codec
+from ngfftile import cluster, codecs, ngff
+from ngfftile.codecs import Codec, Jpeg, Zstd
+from ngfftile.errors import OptionError
 from ngfftile.geometry import Mpp
-from ngfftile.pyramid import PyramidPlan
+from ngfftile.pyramid import PyramidPlan, Shard
+from ngfftile.resample import METHODS
+from ngfftile.shards import Layout
 from ngfftile.sources import SourceInfo, open_source
 
 # Measured by benchmarks/convert.py on stained slides, JPEG sources: zstd-3 stores 0.2 to 0.4 of the raw bytes.
 LIKELY_RATIO = 0.4
 _BASE_BYTES = 220 << 20  # the interpreter with zarr, dask and the codecs loaded
+# Named sets of options, for those who read the store.
+PROFILES: dict[str, dict[str, Any]] = {
+    "web": {"chunk": 512},  # fewer requests for a viewer
+    "qupath": {"ngff": "0.4", "chunk": 1024, "codec": "blosc", "planar": True},  # what Bio-Formats reads
+    "archive": {"codec": "source"},
+}
+IDENTIFYING = frozenset(["label", "macro"])  # images of the glass, with what is written on it
+DAMAGED = ("fail", "fill")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user chose, checked; see `plan`."""
+
+    chunk: int
+    shard: int
+    codec: str
+    ngff: str
+    method: str | None
+    planar: bool
+    mpp: float | None
+    associated: bool
+    deidentify: bool
+    damaged: str
+    sharded: bool = True
+
+    @classmethod
+    def of(cls, profile: str | None, chosen: dict[str, Any]) -> Options:
+        """The options that were chosen, the profile's where none was, else the defaults."""
+        if profile is not None and profile not in PROFILES:
+            raise OptionError(f"profile is {profile!r}", mend=f"Use one of {', '.join(PROFILES)}.")
+        found = {"planar": False} | PROFILES.get(profile or "", {}) | {k: v for k, v in chosen.items() if v is not None}
+        version = found.setdefault("ngff", ngff.VERSION)
+        if version not in ngff.VERSIONS:
+            raise OptionError(f"ngff is {version!r}", mend=f"Use one of {', '.join(ngff.VERSIONS)}.")
+        found.setdefault("codec", "blosc" if version == "0.4" else "zstd")
+        chunk = found.setdefault("chunk", 256)
+        if chunk < 16 or chunk & (chunk - 1):
+            raise OptionError(f"chunk is {chunk}", "plan", "Use a power of two from 16, such as 256.")
+        # Without shards each chunk is an object; the unit of work stays.
+        found["sharded"] = version != "0.4" and found.get("shard") != 0
+        if version == "0.4" and found.get("shard"):
+            raise OptionError("OME-Zarr 0.4 has no shards", "plan", "Leave --shard out, or use --ngff 0.5.")
+        found["shard"] = found.get("shard") or max(4096, chunk)
+        for name, allowed in (("method", METHODS), ("damaged", DAMAGED)):
+            if found.get(name) is not None and found[name] not in allowed:
+                raise OptionError(f"{name} is {found[name]!r}", mend=f"Use one of {', '.join(allowed)}.")
+        given: dict[str, Any] = {"method": None, "mpp": None} | found
+        return cls(**given)
 
 
 @dataclass(frozen=True)
@@ -27,8 +80,12 @@ class ConversionPlan:
         What the slide's headers say.
     pyramid
         Levels, chunks, shards.
-    codec
-        Compression.
+    options
+        What the user chose.
+    codec, coarse
+        Compression of level 0, and of the levels that we make.
+    method
+        How four pixels become one.
     mpp, mpp_source
         Micrometres per pixel that the store will state, and where they come from.
     workers
@@ -37,32 +94,94 @@ class ConversionPlan:
 
     source: SourceInfo
     pyramid: PyramidPlan
+    options: Options
     codec: Codec
+    coarse: Codec
+    method: str
     mpp: Mpp | None
     mpp_source: str
-    associated: bool
     workers: int
 
     @property
+    def codec_name(self) -> str:
+        """What the user would ask for."""
+        return self.codec.name if not self.keeps else f"{self.options.codec} ({self.codec.name}; {self.coarse.name})"
+
+    @property
+    def keeps(self) -> bool:
+        """Whether level 0 keeps the source's own compressed tiles."""
+        return self.options.codec.startswith("source")
+
+    def readable(self, level: int) -> bool:
+        """Whether a stored level gives back the very pixels that its parent was made of."""
+        return self.layout(level).codec.lossless or (self.keeps and level == 0)
+
+    def layout(self, level: int) -> Layout:
+        """Of a level's array."""
+        return self._layouts[level]
+
+    @cached_property
+    def _layouts(self) -> tuple[Layout, ...]:
+        pyramid, options = self.pyramid, self.options
+        first = Layout(
+            pyramid.chunk,
+            pyramid.shard,
+            pyramid.depth,
+            pyramid.fill,
+            self.codec,
+            pyramid.axes,
+            options.planar,
+            options.sharded,
+            ngff.zarr_format(options.ngff),
+        )
+        levels = (replace(first, codec=self.coarse if k else self.codec) for k in range(len(pyramid.levels)))
+        # The index of a shard has 16 bytes for every chunk that it could hold; beside kept tiles that would count.
+        small = (_enough(first, max(size.x, size.y)) if self.keeps else first.shard for size in pyramid.levels)
+        return tuple(replace(layout, shard=shard) for layout, shard in zip(levels, small, strict=True))
+
+    def keys(self, shard: Shard) -> list[str]:
+        """Names of the objects that hold a shard."""
+        at, region = self.pyramid.place(shard), self.pyramid.region(shard)
+        return self.layout(shard.level).objects(str(shard.level), at, region)
+
+    @property
+    def roles(self) -> list[str]:
+        """Associated images that come along."""
+        if not self.options.associated:
+            return []
+        dropped = IDENTIFYING if self.options.deidentify else frozenset()
+        return [role for role in self.source.associated if role not in dropped]
+
+    @property
     def objects(self) -> int:
-        """Files or objects: shards, and metadata."""
-        metadata = 2 + len(self.pyramid.levels) + bool(self.source.icc)
-        sizes = list(self.source.associated.values()) if self.associated else []
-        side = self.pyramid.shard
-        around = sum(2 + -(-size.x // side) * -(-size.y // side) for size in sizes) + bool(sizes)
-        return self.pyramid.objects + metadata + around
+        """Files or objects of pixels, and of metadata; labels that come along not counted."""
+        each = 2 if self.options.ngff == "0.4" else 1
+        sizes = [self.source.associated[role] for role in self.roles]
+        around = sum(2 * each + self._count(size.x, size.y) for size in sizes) + each * bool(sizes)
+        # The root, the manifest, the levels' metadata; OME-XML and its group, and the ICC profile.
+        metadata = each * (3 + len(self.pyramid.levels)) + 1 + bool(self.source.icc)
+        planes = self.pyramid.planes
+        return sum(self._count(k.x, k.y) for k in self.pyramid.levels) * planes + around + metadata
+
+    def _count(self, width: int, height: int) -> int:
+        """Objects of one plane of a level."""
+        side = self.pyramid.shard if self.options.sharded else self.pyramid.chunk
+        planes = 1 if self.options.sharded or not self.options.planar else self.pyramid.depth
+        return -(-width // side) * -(-height // side) * planes
 
     @property
     def likely_bytes(self) -> int:
         """Bytes to expect for a stained slide; glass takes less, noise up to `PyramidPlan.raw_bytes`."""
-        return int(self.pyramid.raw_bytes * LIKELY_RATIO)
+        if self.keeps:
+            return int(sum(f.stat().st_size for f in self.source.files) * 1.35)
+        return int(self.pyramid.raw_bytes * (LIKELY_RATIO if self.codec.lossless else 0.1))
 
     @property
     def peak_bytes(self) -> int:
         """Memory at the worst: what each worker holds, and what waits in the tree and along shard borders."""
         shard = self.pyramid.shard_bytes
         waiting = sum(3 * shard // 4 for size in self.pyramid.levels if max(size.x, size.y) > self.pyramid.shard)
-        return _BASE_BYTES + self.workers * (5 * shard // 2 + waiting) + self.pyramid.seam_bytes
+        return _BASE_BYTES + self.workers * (5 * shard // 2 + waiting) + self.pyramid.seam_bytes + self.source.held
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON has it."""
@@ -74,9 +193,14 @@ class ConversionPlan:
             "mpp_source": self.mpp_source,
             "dtype": pyramid.dtype,
             "channels": pyramid.channels,
+            "axes": "".join(pyramid.axes),
+            "shape": list(pyramid.shape(0)),
+            "scenes": list(self.source.scenes),
+            "ngff": self.options.ngff,
             "chunk": pyramid.chunk,
-            "shard": pyramid.shard,
-            "codec": self.codec.name,
+            "shard": pyramid.shard if self.options.sharded else None,
+            "codec": self.codec_name,
+            "method": self.method,
             "levels": [
                 {
                     "level": k,
@@ -98,11 +222,13 @@ class ConversionPlan:
     def __str__(self) -> str:
         facts = self.to_dict()
         mpp = f"{self.mpp} µm/px ({self.mpp_source})" if self.mpp else f"unknown: {self.mpp_source}"
+        stack = "".join(f" x {n} {axis}" for axis, n in (("z", self.pyramid.z), ("t", self.pyramid.t)) if n > 1)
+        shard = f"shard {facts['shard']}" if self.options.sharded else "no shards"
         lines = [
             f"{self.source.files[0].name}: {self.source.format}, read by {self.source.reader}",
-            f"  pixels       {self.pyramid.size}, {facts['channels']} x {facts['dtype']}",
+            f"  pixels       {self.pyramid.size}{stack}, {facts['channels']} x {facts['dtype']}",
             f"  mpp          {mpp}",
-            f"  chunk, shard {facts['chunk']}, {facts['shard']}; {facts['codec']}",
+            f"  OME-Zarr     {self.options.ngff}, chunk {facts['chunk']}, {shard}; {self.codec_name}; {self.method}",
             "  level      size             shards   chunks",
         ]
         for level in facts["levels"]:
@@ -113,6 +239,10 @@ class ConversionPlan:
             f"  bytes        about {human_bytes(self.likely_bytes)}, at most {human_bytes(facts['raw_bytes'])}",
             f"  peak memory  {human_bytes(self.peak_bytes)} with {self.workers} workers",
         ]
+        if self.source.scenes:
+            lines.append(
+                f"  scene        {self.source.scene} of {len(self.source.scenes)}: {', '.join(self.source.scenes)}"
+            )
         return "\n".join(lines + [f"  note         {note}" for note in self.source.notes])
 
 
@@ -129,32 +259,60 @@ def human_bytes(count: int) -> str:
 def plan(
     source: str | Path,
     *,
-    chunk: int = 256,
-    shard: int = 4096,
-    codec: str = "zstd",
+    chunk: int | None = None,
+    shard: int | None = None,
+    codec: str | None = None,
+    ngff: str | None = None,
+    profile: str | None = None,
+    method: str | None = None,
+    planar: bool | None = None,
     mpp: float | None = None,
     associated: bool = True,
+    deidentify: bool = False,
+    damaged: str = "fail",
     workers: int | None = None,
     reader: str | None = None,
+    scene: int | None = None,
 ) -> ConversionPlan:
     """Read a slide's headers, and tell what `convert` with the same arguments will write.
 
     Parameters
     ----------
     source
-        A slide file, or a folder of DICOM files.
+        A slide file, a folder of DICOM files, or an OME-Zarr store.
     chunk, shard
-        Sides of the compressed unit and of the stored object, in pixels; powers of two.
+        Sides of the compressed unit and of the stored object, in pixels; powers of two, by default 256 and 4096.
+        Shard 0 stores each chunk as an object of its own.
     codec
-        ``zstd`` or ``zstd:LEVEL``; lossless.
+        ``zstd`` (the default), ``zstd:LEVEL`` and ``blosc`` (the default of version 0.4) are lossless. ``jpeg:QUALITY``
+        is not. ``source`` keeps the source's own compressed tiles in level 0, bit for bit, and makes the other levels
+        JPEG of the source's quality; ``source:zstd`` keeps those lossless. Only zarr-python, with the package
+        imagecodecs-zarr, reads JPEG in Zarr.
+    ngff
+        Version of OME-Zarr: 0.5, 0.4 (for QuPath and Bio-Formats) or 0.6.
+    profile
+        Options for a purpose, where none are given: ``web`` (chunk 512), ``qupath`` (0.4, chunk 1024, blosc, planar),
+        ``archive`` (codec source).
+    method
+        How four pixels become one: ``mean``, ``nearest``, or ``mode`` (the commonest). By default the mean; the mode
+        for labels and for yes-or-no pixels.
+    planar
+        Chunks of one channel each, where RGB has three.
     mpp
         Micrometres per pixel of level 0, in place of what the file says.
     associated
         Whether the label, macro and thumbnail come along.
+    deidentify
+        Leave out the label and macro images, and the properties that can name a person.
+    damaged
+        What becomes of tiles that do not decode: ``fail`` names the first and stops; ``fill`` makes them background,
+        and records their places.
     workers
         Tasks at one time; by default the cores there are.
     reader
         The only reader to try; by default the content decides.
+    scene
+        Which slide of a file that holds several.
 
     Raises
     ------
@@ -170,23 +328,87 @@ def plan(
       mpp          0.25 µm/px (aperio.MPP)
     ...
     """
-    return plan_for(open_source(source, reader).info, chunk, shard, codec, mpp, associated, workers)
+    options = Options.of(
+        profile,
+        {
+            "chunk": chunk,
+            "shard": shard,
+            "codec": codec,
+            "ngff": ngff,
+            "method": method,
+            "planar": planar,
+            "mpp": mpp,
+            "associated": associated,
+            "deidentify": deidentify,
+            "damaged": damaged,
+        },
+    )
+    return plan_for(open_source(source, reader, scene).info, options, workers)
 
 
-def plan_for(
-    info: SourceInfo, chunk: int, shard: int, codec: str, mpp: float | None, associated: bool, workers: int | None
-) -> ConversionPlan:
+def plan_for(info: SourceInfo, options: Options, workers: int | None = None) -> ConversionPlan:
     """The plan of an open source; see `plan`."""
     cluster.check("threads", workers)
+    codec, coarse = _codecs(info, options)
     pyramid = PyramidPlan(
         info.size,
         len(info.channels),
         info.dtype,
-        depth=3 if info.rgb else 1,
+        depth=info.depth,
         fill=info.background,
-        chunk=chunk,
-        shard=shard,
         tile=info.tile,
+        z=info.z,
+        t=info.t,
+        **_sides(info, options),
     )
-    at, said = (Mpp.of(mpp), "given by the user") if mpp is not None else (info.mpp, info.mpp_source)
-    return ConversionPlan(info, pyramid, Codec.named(codec), at, said, associated, workers or cluster.default_workers())
+    at, said = (Mpp.of(options.mpp), "given by the user") if options.mpp is not None else (info.mpp, info.mpp_source)
+    method = options.method or ("mode" if info.label or info.dtype == "bool" else "mean")
+    if method == "mean" and info.dtype == "bool":
+        raise OptionError("yes-or-no pixels have no mean", str(info.files[0]), "Use --method mode or nearest.")
+    workers = workers or cluster.default_workers()
+    return ConversionPlan(info, pyramid, options, codec, coarse, method, at, said, workers)
+
+
+def _codecs(info: SourceInfo, options: Options) -> tuple[Codec, Codec]:
+    """Of level 0, and of the levels that we make."""
+    if not options.codec.startswith("source"):
+        codec = codecs.named(options.codec)
+        codec = _for_grey(codec, info) if isinstance(codec, Jpeg) else codec
+        return codec, codec
+    if options.codec not in {"source", "source:zstd"}:
+        raise OptionError(f"codec is {options.codec!r}", "codec", "Use source, or source:zstd.")
+    why = info.recompress if info.encoding is None else ""
+    if options.ngff == "0.4":
+        why = "OME-Zarr 0.4 has no codec for them"
+    elif not options.sharded or options.planar:
+        why = "chunks without shards, or of one channel, were asked for"
+    if why or info.encoding is None:
+        raise OptionError(
+            f"its compressed tiles cannot be kept: {why}", str(info.files[0]), "Use --codec zstd, or jpeg:Q."
+        )
+    if options.codec == "source:zstd" or info.dtype != "uint8":
+        return info.encoding, Zstd()
+    like = info.encoding if isinstance(info.encoding, Jpeg) else Jpeg(80, subsampling="420")
+    return info.encoding, _for_grey(replace(like, tables=None, space="ycbcr"), info).sharing()
+
+
+def _enough(layout: Layout, longest: int) -> int:
+    """The side of a shard that holds a whole small level."""
+    side = layout.chunk
+    while side < min(longest, layout.shard):
+        side *= 2
+    return side
+
+
+def _for_grey(codec: Jpeg, info: SourceInfo) -> Jpeg:
+    if info.dtype != "uint8":
+        raise OptionError(f"codec jpeg cannot hold {info.dtype}", str(info.files[0]), "Use --codec zstd.")
+    return codec if info.rgb else replace(codec, space="grayscale", subsampling="444")
+
+
+def _sides(info: SourceInfo, options: Options) -> dict[str, int]:
+    """Chunk and shard; with the source's own tiles a chunk is a tile."""
+    if not options.codec.startswith("source"):
+        return {"chunk": options.chunk, "shard": options.shard}
+    side = info.tile.x
+    return {"chunk": side, "shard": side << max(0, (max(options.shard, side) // side).bit_length() - 1)}
