@@ -369,12 +369,18 @@ def _acquired(header: Dataset) -> str | None:
 def _properties(header: Dataset, prefix: str) -> Iterator[tuple[str, str]]:
     """What a header says in words and numbers, under OpenSlide's names; not of each frame, nor pixels or profiles."""
     for element in header:
-        name = f"{prefix}.{element.keyword}"
-        if not element.keyword or element.keyword == FRAMES:
+        if element.keyword == FRAMES:
             continue
+        # A private element has no name but its number; its creator's has one.
+        private = "PrivateCreator" if element.tag.is_private_creator else str(element.tag)
+        name = f"{prefix}.{element.keyword or private}"
         if element.VR == "SQ":
             for i, item in enumerate(element.value):
                 yield from _properties(item, f"{name}[{i}]")
+        elif element.VR == "AT":
+            tags = [element.value] if element.VM == 1 else element.value
+            parts = (part for tag in tags for part in (tag.group, tag.element))
+            yield from ((f"{name}[{i}]", str(part)) for i, part in enumerate(parts))
         elif isinstance(element.value, str | int | float) or element.VM < 2:
             if not isinstance(element.value, bytes):
                 yield name, "" if element.value is None else str(element.value).strip()

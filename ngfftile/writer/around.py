@@ -21,20 +21,16 @@ from ngfftile.writer.plan import IDENTIFYING, ConversionPlan
 
 Array = NDArray[Any]
 
-# A vendor's property whose name, or text, has one of these may hold a person, or lead to one.
+# A vendor's property whose name has one of these may hold a person, or lead to one: names, numbers of cases and
+# containers, what somebody typed. Rather too much is left out than too little; what is, is listed by name.
 _PERSONAL = (
-    "patient",
-    "barcode",
-    "accession",
-    "physician",
-    "operator",
-    "birth",
-    "user",
-    "institution",
-    "container",
-    "artist",
-    "title",
+    *("patient", "person", "birth", "physician", "doctor", "operator", "user", "artist", "copyright", "observer"),
+    *("institution", "hospital", "department", "address", "phone", "email", "host", "referring", "request"),
+    *("barcode", "accession", "container", "specimen", "instanceuid", "studyid", "slideid", "slide_id", "caseid"),
+    *("sampleid", "imageid", "case_", "case ", "document", "title", "label", "comment", "annotation", "description"),
 )
+_NAMES, _OF_MACHINES = "name", ("model", "manufacturer", "stain", "codec")
+_PRIVATE = "dicom.("  # private elements of DICOM, which PS3.15 leaves out as well: nobody knows what they hold
 
 
 def write_around(slide: Source, what: ConversionPlan, store: Store, name: str) -> list[Written]:
@@ -198,7 +194,7 @@ def identifying(what: ConversionPlan) -> list[str]:
     images = [role for role in what.roles if role in IDENTIFYING]
     if what.options.deidentify:
         return images
-    return images + sorted(k for k, v in what.source.properties.items() if personal(k, v))
+    return images + sorted(k for k, v in what.source.properties.items() if v.strip() and personal(k, v))
 
 
 _METHODS = {
@@ -209,5 +205,13 @@ _METHODS = {
 
 
 def personal(name: str, text: str) -> bool:
-    """Whether a property can name a person, or lead to one: by the words in it."""
-    return any(word in part.lower() for word in _PERSONAL for part in (name, text))
+    """Whether a property can name a person, or lead to one: by the words in its name, and in its text."""
+    key = name.lower()
+    named = _NAMES in key and not any(word in key for word in _OF_MACHINES)
+    spoken = ("patient", "barcode", "accession")
+    return (
+        named
+        or key.startswith(_PRIVATE)
+        or any(word in key for word in _PERSONAL)
+        or any(word in text.lower() for word in spoken)
+    )
