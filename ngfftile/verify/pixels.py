@@ -102,6 +102,8 @@ def _strips(region: Region, array: LevelArray) -> Iterator[Region]:
 def _difference(pyramid: Pyramid, block: Block, strip: Region, pixels: Array) -> float:
     """How far a strip is from what the finer level gives: 0 where they agree."""
     finer = pyramid.arrays[block.level - 1]
+    if not _follows(pyramid.arrays[block.level], finer):
+        return 0.0  # a finding of the structure
     two_x, two_y = min(2, finer.size.x), min(2, finer.size.y)
     below = Region(strip.x * two_x, strip.y * two_y, strip.width * two_x, strip.height * two_y)
     try:
@@ -112,6 +114,13 @@ def _difference(pyramid: Pyramid, block: Block, strip: Region, pixels: Array) ->
     assert pyramid.method is not None
     shards.shrink(source, expected, 256, pyramid.method)
     return far(pixels, expected, exact=pyramid.exact[block.level] and pyramid.exact[block.level - 1])
+
+
+def _follows(array: LevelArray, finer: LevelArray) -> bool:
+    """Whether a level can be the other's, shrunk."""
+    halved = (max(1, finer.size.x // 2), max(1, finer.size.y // 2))
+    same = (array.channels, array.dtype, array.z, array.t) == (finer.channels, finer.dtype, finer.z, finer.t)
+    return same and (array.size.x, array.size.y) == halved
 
 
 def far(found: Array, expected: Array, *, exact: bool) -> float:
