@@ -17,15 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ngfftile import cluster, ngff, shards
-from ngfftile.codecs import Zstd
-from ngfftile.errors import OptionError, StoreError
-from ngfftile.geometry import Size
+from ngfftile.codecs import Blosc, Zstd
+from ngfftile.errors import OptionError
+from ngfftile.geometry import Region, Size
 from ngfftile.pyramid import Shard
 from ngfftile.shards import Layout
-from ngfftile.store import ROOT, Draft, Store, Written
+from ngfftile.store import Draft, Store, Written
 
 Array = NDArray[Any]
 LAYOUT = Layout(chunk=256, shard=4096, depth=1, fill=0, codec=Zstd())
+LAYOUT2 = Layout(chunk=256, shard=4096, depth=1, fill=0, codec=Blosc(), sharded=False, zarr_format=2)
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class LabelJob:
         Of the levels.
     steps_x, steps_y
         Mask pixels per pixel of each level.
+    layout
+        Of the levels.
     """
 
     store: Store
@@ -49,6 +52,13 @@ class LabelJob:
     sizes: tuple[Size, ...]
     steps_x: tuple[float, ...]
     steps_y: tuple[float, ...]
+    layout: Layout = LAYOUT
+
+    def keys(self, shard: Shard) -> list[str]:
+        """Names of the objects that hold a shard."""
+        size, side = self.sizes[shard.level], LAYOUT.shard
+        whole = Region(shard.col * side, shard.row * side, side, side).clip(Region(0, 0, size.x, size.y))
+        return self.layout.objects(str(shard.level), (0, shard.row, shard.col), whole)
 
     def shards(self) -> list[Shard]:
         """All shards of all levels."""
@@ -73,7 +83,7 @@ class LabelJob:
         places = ((np.arange(start, stop) + 0.5) * step).astype(np.int64)
         return np.minimum(places, size)
 
-    def write(self, shard: Shard) -> Written:
+    def write(self, shard: Shard) -> list[Written]:
         """Task: write one shard."""
         size, side = self.sizes[shard.level], LAYOUT.chunk
         across = LAYOUT.shard // side
@@ -85,29 +95,26 @@ class LabelJob:
             for x in range(left, min(left + LAYOUT.shard, size.x), side):
                 cols = self.under(shard.level, "x", x, min(x + side, size.x))
                 window = self._padded[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
-                encoded[(y - top) // side * across + (x - left) // side] = _encode(window, rows, cols, constant)
-        return self.store.write(key_of(shard), *shards.assemble(encoded))
+                encoded[(y - top) // side * across + (x - left) // side] = self._encode(window, rows, cols, constant)
+        if self.layout.sharded:
+            return [self.store.write(self.keys(shard)[0], *shards.assemble(encoded))]
+        single = [chunk for chunk in encoded if chunk is not None]
+        return [self.store.write(key, chunk) for key, chunk in zip(self.keys(shard), single, strict=True)]
 
-
-def key_of(shard: Shard) -> str:
-    """Name of a shard's object."""
-    return f"{shard.level}/c/{shard.plane}/{shard.row}/{shard.col}"
-
-
-def _encode(window: Array, rows: Array, cols: Array, constant: dict[Any, bytes]) -> bytes | None:
-    """One chunk, compressed; None where all is 0."""
-    value = window[0, 0]
-    key = (value, len(rows), len(cols)) if (window == value).all() else None
-    if key is not None and value == 0:
-        return None
-    if key in constant:
-        return constant[key]
-    chunk = np.zeros((LAYOUT.chunk, LAYOUT.chunk), window.dtype)
-    chunk[: len(rows), : len(cols)] = window[np.ix_(rows - rows[0], cols - cols[0])]
-    data = LAYOUT.codec.encode(chunk)
-    if key is not None:
-        constant[key] = data
-    return data
+    def _encode(self, window: Array, rows: Array, cols: Array, constant: dict[Any, bytes]) -> bytes | None:
+        """One chunk, compressed; None where all is 0 and a shard's index can say so."""
+        value = window[0, 0]
+        key = (value, len(rows), len(cols)) if (window == value).all() else None
+        if key is not None and value == 0 and self.layout.sharded:
+            return None
+        if key in constant:
+            return constant[key]
+        chunk = np.zeros((LAYOUT.chunk, LAYOUT.chunk), window.dtype)
+        chunk[: len(rows), : len(cols)] = window[np.ix_(rows - rows[0], cols - cols[0])]
+        data = shards.encode(self.layout, chunk[None])
+        if key is not None:
+            constant[key] = data
+        return data
 
 
 def write_label(
@@ -138,29 +145,28 @@ def write_label(
     ------
     OptionError
         A name or a dtype that cannot be a label's.
-    StoreError
-        A store of version 0.4, which has no place for a sharded label.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name) or name.endswith((".partial", ".replaced")):
         raise OptionError(f"label is named {name!r}", str(store), "Use letters, digits, dot, dash and underscore.")
     if mask.ndim != 2 or mask.dtype.kind not in "bu" or not mask.size:
         raise OptionError(f"label is {mask.dtype} {mask.shape}", str(store), "Give bool or unsigned integers, (y, x).")
-    if not (store.root / ROOT).exists():
-        raise StoreError("is not OME-Zarr 0.5", str(store), "Convert it to 0.5 to keep labels in it.")
     values = mask.astype(np.uint8) if mask.dtype == bool else np.ascontiguousarray(mask)
     draft = Draft(store.root / "labels" / name)
     with draft.held():
-        job = LabelJob(draft.store, values, tuple(sizes), *zip(*downsamples, strict=True))
+        layout = LAYOUT2 if image.version == "0.4" else LAYOUT
+        steps_x, steps_y = zip(*downsamples, strict=True)
+        job = LabelJob(draft.store, values, tuple(sizes), steps_x, steps_y, layout)
         digest = hashlib.sha256(values.tobytes()).hexdigest()
         draft.begin({"mask": digest, "shape": values.shape, "about": about}, overwrite=True)
         for k, size in enumerate(sizes):
-            shards.create(draft.store, str(k), (1, size.y, size.x), values.dtype.name, LAYOUT)
+            shards.create(draft.store, str(k), (1, size.y, size.x), values.dtype.name, layout)
         written = _run(job)
         found = [int(v) for v in np.unique(values) if v]
         version = image.version
         standard = ngff.label_attributes(name, image, found, [str(k) for k in range(len(sizes))], about, version)
         ours = {"schema": ngff.SCHEMA, "status": "complete", "made": about}
-        draft.commit(standard | {"ngfftile": ours}, {key_of(shard) for shard in job.shards()}, written)
+        expected = {key for shard in job.shards() for key in job.keys(shard)}
+        draft.commit(standard | {"ngfftile": ours}, expected, written, layout.zarr_format)
     store.list_labels(tuple(sorted({*store.labels(), name})), version)
 
 
@@ -173,9 +179,9 @@ def _run(job: LabelJob) -> list[Written]:
     return written
 
 
-def _collect(written: list[Written]) -> list[Written]:
+def _collect(written: list[list[Written]]) -> list[Written]:
     """Task: all shards are written."""
-    return written
+    return [one for some in written for one in some]
 
 
 def names(store: Store) -> tuple[str, ...]:

@@ -209,7 +209,7 @@ def write_shard(
             piece = chunk[plane * depth : (plane + 1) * depth]
             # A single chunk is always an object; in a shard the index can say that it is all fill value.
             if not layout.sharded or piece.flat[0] != layout.fill or not (piece == layout.fill).all():
-                encoded[(plane * across + y // side) * across + x // side] = _encode(layout, piece)
+                encoded[(plane * across + y // side) * across + x // side] = encode(layout, piece)
         if mean is not None:
             _halve(chunk, half, mean[:, y // 2 : (y + side) // 2, x // 2 : (x + side) // 2], height, width, method)
     if kept is not None:
@@ -229,7 +229,8 @@ def _round_off(chunk: Array, height: int, width: int) -> None:
     chunk[:, height:bottom, :right] = chunk[:, height - 1 : height, :right]
 
 
-def _encode(layout: Layout, chunk: Array) -> bytes:
+def encode(layout: Layout, chunk: Array) -> bytes:
+    """One chunk, compressed as the layout's Zarr format has it."""
     bare = layout.zarr_format == 2 and isinstance(layout.codec, Blosc)
     return layout.codec.bare(chunk) if bare else layout.codec.encode(chunk)  # type: ignore[attr-defined]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from ngfftile.verify.report import Finding
 
 Array = NDArray[Any]
 _BLOCK = 4096
+_KEY = re.compile(r"\d+/c(?:/\d+)+")
 _STRIP_PIXELS = 1 << 21
 # Levels, or pixels against the source, where either is stored with loss: less than this is another picture.
 LEAST_PSNR = 16.0
@@ -144,12 +146,15 @@ def damaged_chunks(array: LevelArray, block: Block, region: Region) -> list[Find
             try:
                 array.read(place, block.t, block.z)
             except NgfftileError as error:
-                found.append(Finding("chunk", _object(array, block, place), error.what, block.level, ((y, x),)))
+                found.append(Finding("chunk", _object(array, block, place, error), error.what, block.level, ((y, x),)))
     return found
 
 
-def _object(array: LevelArray, block: Block, place: Region) -> str:
-    """The shard that holds a place, as far as its key can be told without the channel."""
+def _object(array: LevelArray, block: Block, place: Region, error: NgfftileError) -> str:
+    """The object that holds a place: named by the error, or else the first channel's shard."""
+    named = _KEY.match(error.what)
+    if named:
+        return named[0]
     row, col = place.y // array.unit.y, place.x // array.unit.x
     at = {"t": block.t, "c": 0, "z": block.z, "y": row, "x": col}
     return "/".join([array.path, "c", *(str(at[axis]) for axis in array.axes)])

@@ -89,7 +89,7 @@ class Report:
         return asdict(self) | {"ok": self.ok}
 
     def __str__(self) -> str:
-        head = f"{self.url}: {'good' if self.ok else f'{len(self.findings)} findings'}"
+        head = f"{self.url}: {'good' if self.ok else _counted(len(self.findings))}"
         done = f"  {self.objects} objects, {self.bytes / 1e6:.1f} MB; {self.pixels / 1e6:.1f} MP decoded"
         done += f"; {self.compared / 1e6:.1f} MP compared with the source" if self.compared else ""
         lines = [f"  {finding}" for finding in self.findings[:MOST_LISTED]]
@@ -98,3 +98,7 @@ class Report:
         return "\n".join(
             [head, f"{done}; {self.seconds:.1f} s", *lines, *(f"  note       {note}" for note in self.notes)]
         )
+
+
+def _counted(count: int) -> str:
+    return "1 finding" if count == 1 else f"{count} findings"
