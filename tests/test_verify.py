@@ -79,12 +79,15 @@ def damage(place, data, draw):
         place.write_bytes(bytes(changed))
 
 
-def test_every_byte_of_the_root_is_covered(tmp_path, svs):
+@pytest.mark.parametrize(("document", "step"), [("zarr.json", 7), ("labels/zarr.json", 1), ("labels/a/zarr.json", 9)])
+def test_every_byte_of_the_documents_that_no_manifest_lists_is_covered(document, step, tmp_path):
     tifffile.imwrite(tmp_path / "x.tif", np.zeros((20, 30), np.uint8))
     nt.convert(tmp_path / "x.tif", tmp_path / "x.ome.zarr")
-    place = tmp_path / "x.ome.zarr" / "zarr.json"
+    slide = nt.open(tmp_path / "x.ome.zarr")
+    slide.labels["a"] = slide.image(level=0).max("c") < 1
+    place = tmp_path / "x.ome.zarr" / document
     data = place.read_bytes()
-    for i in range(0, len(data), 7):
+    for i in range(0, len(data), step):
         place.write_bytes(data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :])
         assert not nt.verify(tmp_path / "x.ome.zarr").ok, data[i - 10 : i + 10]
 

@@ -167,10 +167,10 @@ class _Run:
             sum(listed[key][0] for key in wanted),
             sum(block.region.width * block.region.height for block in blocks),
         )
-        return self._labels(report, store, zarr_format) if not prefix else report
+        return self._labels(report, store, zarr_format, ours=ours) if not prefix else report
 
-    def _labels(self, report: Report, store: Store, zarr_format: int) -> Report:
-        findings = list(objects.label_list_findings(store, zarr_format))
+    def _labels(self, report: Report, store: Store, zarr_format: int, *, ours: bool) -> Report:
+        findings = list(objects.label_list_findings(store, zarr_format, ours=ours))
         reports = []
         for name in store.labels() if not findings else _folders(store):
             try:

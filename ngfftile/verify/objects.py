@@ -60,8 +60,8 @@ def group_findings(store: Store, key: str) -> Iterator[Finding]:
         yield Finding("missing", key, "is gone")
 
 
-def label_list_findings(store: Store, zarr_format: int) -> Iterator[Finding]:
-    """The list of labels against the labels that are there."""
+def label_list_findings(store: Store, zarr_format: int, *, ours: bool) -> Iterator[Finding]:
+    """The list of labels against the labels that are there; a list of ours has a seal."""
     folder = store.root / LABELS
     there = (
         {p.name for p in folder.iterdir() if p.is_dir() and not p.name.endswith(".partial")}
@@ -72,8 +72,8 @@ def label_list_findings(store: Store, zarr_format: int) -> Iterator[Finding]:
     if not there and not (store.root / key).exists():
         return
     try:
-        if sealed(store.whole(key)) is False:
-            yield Finding("checksum", key, "changed since it was written")
+        if sealed(store.whole(key)) is not True and ours:
+            yield Finding("checksum", key, "changed since it was written, or by another program")
         listed = set(store.labels())
     except StoreError as error:
         yield Finding("structure", key, error.what)
@@ -82,7 +82,7 @@ def label_list_findings(store: Store, zarr_format: int) -> Iterator[Finding]:
         yield Finding("missing", f"{LABELS}/{name}", "is listed, and not there")
     for name in sorted(there - listed):
         yield Finding("structure", f"{LABELS}/{name}", "is there, and not listed")
-    if zarr_format == 2:
+    if zarr_format == 2 and ours:
         yield from group_findings(store, f"{LABELS}/.zgroup")
 
 
