@@ -194,7 +194,9 @@ def identifying(what: ConversionPlan) -> list[str]:
     images = [role for role in what.roles if role in IDENTIFYING]
     if what.options.deidentify:
         return images
-    return images + sorted(k for k, v in what.source.properties.items() if v.strip() and personal(k, v))
+    found = sorted(k for k, v in what.source.properties.items() if v.strip() and personal(k, v))
+    # A description says again what stands in the properties; alone it is mostly a program's.
+    return images + [k for k in found if k != "tiff.ImageDescription" or len(found) > 1]
 
 
 _METHODS = {
