@@ -28,7 +28,6 @@ from typing import Any, NamedTuple, Self
 
 import google_crc32c
 import zarr
-import zarr.errors
 import zarr.storage
 
 from ngfftile.errors import ExistsError, MissingError, StoreError
@@ -247,7 +246,8 @@ class Store:
         try:
             array = zarr.open_array(zarr.storage.LocalStore(self.root / path, read_only=True), mode="r")
             return array.with_config({"read_missing_chunks": False}) if whole else array
-        except (OSError, ValueError, KeyError, TypeError, zarr.errors.BaseZarrError) as error:
+        # Wrong metadata make zarr-python fail in many ways, OverflowError among them.
+        except Exception as error:
             raise StoreError(f"array {path!r} cannot be opened ({error})", str(self)) from error
 
     def create_group(self, path: str, attributes: dict[str, Any], zarr_format: int = 3) -> list[Written]:

@@ -238,7 +238,7 @@ def _pyramid(slide: Slide) -> pixels.Pyramid:
     about = slide.facts.get("pyramid") or {}
     method = about.get("method") if isinstance(about, dict) else None
     arrays = _arrays(slide)
-    return pixels.Pyramid(arrays, str(method) if method else None, _exact(slide))
+    return pixels.Pyramid(arrays, str(method) if method else None, _exact(slide), 3 if slide.rgb else 1)
 
 
 def _exact(slide: Slide) -> tuple[bool, ...]:
