@@ -167,7 +167,7 @@ def write_label(
         ours = {"schema": ngff.SCHEMA, "status": "complete", "made": about}
         expected = {key for shard in job.shards() for key in job.keys(shard)}
         draft.commit(standard | {"ngfftile": ours}, expected, written, layout.zarr_format)
-    store.list_labels(tuple(sorted({*store.labels(), name})), version)
+    store.list_labels([name], version)
 
 
 def _run(job: LabelJob) -> list[Written]:

@@ -388,8 +388,10 @@ class LevelArray:
 
     @property
     def lossless(self) -> bool:
-        """Whether its codecs give back what was written; codecs that we do not know are taken to."""
-        return self._thin is None or self._thin.codec.lossless
+        """Whether its codecs give back what was written; those that we do not know are taken to."""
+        if self._thin is not None:
+            return self._thin.codec.lossless
+        return "jpeg" not in repr(self._array.metadata.to_dict().get("codecs", ""))
 
     @cached_property
     def _thin(self) -> _Thin | None:
@@ -417,8 +419,13 @@ class LevelArray:
         )
         return _Thin(codec, self._along(shard, "c"), self._along(chunk, "c")) if plain else None
 
-    def read(self, region: Region, t: int = 0, z: int = 0) -> Array:
+    def read(self, region: Region, t: int = 0, z: int = 0, channels: slice | None = None) -> Array:
         """Pixels (c, y, x) of a region inside the level, at one point in time and focal plane.
+
+        Parameters
+        ----------
+        channels
+            Those wanted, start and stop; None is all. Objects of others are not touched.
 
         Raises
         ------
@@ -426,26 +433,31 @@ class LevelArray:
             An object that is missing, or a chunk that is damaged; the message names it.
         """
         thin = self._thin
+        wanted_channels = channels or slice(0, self.channels)
         if thin is None:
-            return self._read_any(region, t, z)
-        out = np.empty((self.channels, region.height, region.width), self.dtype)
+            return self._read_any(region, t, z, wanted_channels)
+        first = wanted_channels.start // thin.depth
+        last = -(-wanted_channels.stop // thin.depth)
+        out = np.empty(((last - first) * thin.depth, region.height, region.width), self.dtype)
         shard = self.unit
-        for group in range(self.channels // thin.depth):
+        for group in range(first, last):
             for row in range(region.y // shard.y, -(-region.bottom // shard.y)):
                 for col in range(region.x // shard.x, -(-region.right // shard.x)):
                     place = {"t": t, "c": group, "z": z, "y": row, "x": col}
                     key = "/".join([self.path, "c", *(str(place[axis]) for axis in self.axes)])
                     whole = Region(col * shard.x, row * shard.y, shard.x, shard.y)
                     wanted = whole.clip(region)
-                    target = out[(slice(group * thin.depth, (group + 1) * thin.depth), *wanted.inside(region))]
+                    at = (group - first) * thin.depth
+                    target = out[(slice(at, at + thin.depth), *wanted.inside(region))]
                     self._read_shard(key, thin, whole, wanted, target)
-        return out
+        skip = wanted_channels.start - first * thin.depth
+        return out[skip : skip + wanted_channels.stop - wanted_channels.start]
 
-    def _read_any(self, region: Region, t: int, z: int) -> Array:
+    def _read_any(self, region: Region, t: int, z: int, channels: slice) -> Array:
         box: dict[str, Any] = {
             "y": slice(region.y, region.bottom),
             "x": slice(region.x, region.right),
-            "c": slice(None),
+            "c": channels,
             "t": t,
             "z": z,
         }

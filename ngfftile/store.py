@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,8 +84,11 @@ class LocalFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        # Without waiting: a pipe in the place of a file must not hang us.
+        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
         about = os.fstat(self._fd)
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.EINVAL, "not a file", str(path))
         self.size = about.st_size
         self.version = (about.st_ino, about.st_mtime_ns, about.st_size)
 
@@ -96,7 +100,10 @@ class LocalFile:
         StoreError
             The file is shorter.
         """
-        data = os.pread(self._fd, count, offset)
+        try:
+            data = os.pread(self._fd, count, offset)
+        except OSError as error:
+            raise StoreError(f"cannot be read ({error.strerror})", str(self.path), "Is the disk failing?") from error
         while len(data) < count:
             more = os.pread(self._fd, count - len(data), offset + len(data))
             if not more:
@@ -150,6 +157,8 @@ class Store:
             return LocalFile(self.root / key)
         except FileNotFoundError as error:
             raise StoreError(f"{key} is missing", str(self), "Convert the slide again.") from error
+        except OSError as error:
+            raise StoreError(f"{key} cannot be read ({error.strerror})", str(self)) from error
 
     def json(self, key: str, most: int = MOST_METADATA) -> dict[str, Any]:
         """A small JSON object.
@@ -166,6 +175,8 @@ class Store:
             document = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:
             raise MissingError(f"{key} is missing", str(self)) from error
+        except OSError as error:
+            raise StoreError(f"{key} cannot be read ({error.strerror})", str(self)) from error
         except (ValueError, RecursionError) as error:
             raise StoreError(f"{key} is not JSON ({error})", str(self), "The store is damaged.") from error
         if not isinstance(document, dict):
@@ -270,6 +281,13 @@ class Store:
             raise StoreError(f"the attributes of {path or 'the root'} are not a JSON object", str(self))
         return found
 
+    def plan(self) -> dict[str, Any] | None:
+        """The plan of a draft; None where it cannot be read."""
+        try:
+            return self.json(PLAN)
+        except StoreError:
+            return None
+
     def labels(self) -> tuple[str, ...]:
         """Names of the label images that the store lists."""
         try:
@@ -280,10 +298,16 @@ class Store:
         listed = ome.get("labels", []) if isinstance(ome, dict) else []
         return tuple(name for name in listed if isinstance(name, str)) if isinstance(listed, list) else ()
 
-    def list_labels(self, names: tuple[str, ...], version: str) -> None:
-        """Write the list of label images, for a version of OME-Zarr; sealed, since no manifest covers it."""
+    def list_labels(self, names: Iterable[str], version: str) -> None:
+        """Add names to the list of label images, for a version of OME-Zarr; sealed, since no manifest covers it."""
+        folder = self.root / LABELS
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            self._list_labels(sorted({*self.labels(), *names}), version)
+
+    def _list_labels(self, names: list[str], version: str) -> None:
         seal_ = {"ngfftile": {"document_crc32c": _OPEN_SEAL}}
-        plain = {"labels": list(names)}
+        plain = {"labels": names}
         attributes = plain if version == "0.4" else {"ome": {"version": version, **plain}}
         for name, data in _group(attributes | seal_, 2 if version == "0.4" else 3).items():
             self.write(f"{LABELS}/{name}", seal(data) if _SEAL.search(data) else data)
@@ -343,7 +367,22 @@ def _temporary(name: str) -> bool:
 
 
 def _bytes(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, indent=1).encode()
+    # UTF-8; a file's name may hold what is none, which other readers would refuse.
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from what this one reads and writes again, where the system has locks on folders."""
+    if fcntl is None:
+        yield
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _group(attributes: Mapping[str, Any], zarr_format: int) -> dict[str, bytes]:
@@ -409,7 +448,7 @@ class Draft:
         """
         home = Store(self.folder)
         if (self.folder / PLAN).exists():
-            if home.json(PLAN) == json.loads(json.dumps(plan)):
+            if home.plan() == json.loads(json.dumps(plan)):
                 for stray in self.folder.rglob(".*.tmp"):
                     stray.unlink()  # what a killed run had half written
                 self.store.root.mkdir(parents=True, exist_ok=True)
@@ -445,16 +484,29 @@ class Draft:
         self.store.finish(attributes, written, zarr_format)
         for folder, _, _ in os.walk(self.store.root):
             _sync_folder(Path(folder))
-        old = self.target.with_name(self.target.name + ".replaced")
         if self.target.exists():
-            if old.exists():
-                shutil.rmtree(old)  # left by a run that was killed while it removed it
-            self.target.rename(old)
+            self.target.rename(self._replaced)
         self.store.root.rename(self.target)
         _sync_folder(self.target.parent)
-        if old.exists():
-            shutil.rmtree(old)
         self.discard()
+
+    @property
+    def _replaced(self) -> Path:
+        """Where the store that is replaced waits until the new one is in its place."""
+        return self.folder / "replaced"
+
+    def recover(self) -> None:
+        """End what a run left that was killed while it put a new store in the place of an old one."""
+        if not self._replaced.exists():
+            return
+        with self.held():
+            if self.target.exists():
+                self.discard()
+            elif any((self.store.root / name).exists() for name in (ROOT, ROOT2)):
+                self.store.root.rename(self.target)
+                self.discard()
+            elif self._replaced.exists():
+                self._replaced.rename(self.target)
 
     def discard(self) -> None:
         """Remove the draft; its plan first, so that what a kill leaves of it is never taken for a draft."""

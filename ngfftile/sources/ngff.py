@@ -76,14 +76,15 @@ class NgffSource:
         depth, z = self.info.depth, self.info.z
         rest, at_z = divmod(plane, z)
         at_t, group = divmod(rest, len(self.info.channels) // depth)
+        wanted = slice(group * depth, (group + 1) * depth)
         try:
-            pixels = self._array.read(region, at_t, at_z)
+            pixels = self._array.read(region, at_t, at_z, wanted)
         except StoreError as error:
             if damaged is None:
                 raise SourceError(error.what, str(self._store), "Verify it: ngfftile verify.") from error
-            self._read_around(region, at_t, at_z, slice(group * depth, (group + 1) * depth), out, damaged)
+            self._read_around(region, at_t, at_z, wanted, out, damaged)
             return
-        out[...] = pixels[group * depth : (group + 1) * depth].transpose(1, 2, 0)
+        out[...] = pixels.transpose(1, 2, 0)
 
     def _read_around(self, region: Region, t: int, z: int, wanted: slice, out: Array, damaged: Damaged) -> None:
         """Chunk by chunk, so that what can be read is."""
@@ -93,7 +94,7 @@ class NgffSource:
                 place = Region(x, y, side.x, side.y).clip(region)
                 target = out[place.inside(region)]
                 try:
-                    target[...] = self._array.read(place, t, z)[wanted].transpose(1, 2, 0)
+                    target[...] = self._array.read(place, t, z, wanted).transpose(1, 2, 0)
                 except StoreError as error:
                     damaged(place, error.what)
                     target[...] = self.info.background

@@ -194,7 +194,7 @@ class Against:
         try:
             # A tile that does not decode is background in both.
             self.source.read(region, plane, theirs, lambda *_: None)
-            ours = self.array.read(region, t, z)[group * info.depth : (group + 1) * info.depth]
+            ours = self.array.read(region, t, z, slice(group * info.depth, (group + 1) * info.depth))
         except StoreError as error:
             return [Finding("source", place, f"cannot be compared: {error.what}", 0)]
         worst = far(ours, theirs.transpose(2, 0, 1), exact=self.exact)

@@ -13,8 +13,8 @@ from ngfftile import cluster, ngff
 from ngfftile.errors import ExistsError, MissingError, OptionError, SourceError, StoreError
 from ngfftile.geometry import Region
 from ngfftile.locations import local_path
-from ngfftile.sources import Source, fingerprint, open_source
-from ngfftile.store import LABELS, Draft, Store, Written
+from ngfftile.sources import Source, SourceInfo, fingerprint, open_source
+from ngfftile.store import LABELS, ROOTS, Draft, Store, Written
 from ngfftile.writer.around import identifying, root_attributes, write_around
 from ngfftile.writer.graph import DAMAGED, Job, graph, key_of, write_base
 from ngfftile.writer.plan import PROFILES, ConversionPlan, Options, human_bytes, plan, plan_for
@@ -139,6 +139,10 @@ def convert(
         "damaged": damaged,
     }
     options = Options.of(profile, chosen)
+    place = local_path(target)
+    place = place.resolve() if place.is_symlink() else place  # the store goes where the link leads
+    draft = Draft(place)
+    draft.recover()
     slide = open_source(source, reader, scene)
     what = plan_for(slide.info, options, workers)
     if slide.info.scenes and scene is None:
@@ -147,13 +151,11 @@ def convert(
             str(slide.info.files[0]),
             "Say which: scene=0. The command line writes a store for each.",
         )
-    place = local_path(target)
-    place = place.resolve() if place.is_symlink() else place  # the store goes where the link leads
+    _check_apart(slide.info, place)
     run = _Run(slide, what, place, _identity(what), scheduler, workers, progress)
     pixels = what.pyramid.size.x * what.pyramid.size.y
     if _finished(place, run.identity, overwrite=overwrite):
         return Conversion(place, pixels, Store(place).size(), 0.0, 0, 0)
-    draft = Draft(place)
     with draft.held():
         if _finished(place, run.identity, overwrite=overwrite):  # another process was faster
             draft.discard()
@@ -229,7 +231,7 @@ class _Run:
             ours = {"schema": ngff.SCHEMA, "status": "complete", "made": made}
             store.finish(attributes | {"ngfftile": ours}, written, ngff.zarr_format(options.ngff))
         if names:
-            draft.store.list_labels(tuple(names), options.ngff)
+            draft.store.list_labels(names, options.ngff)
 
 
 class _Count:
@@ -294,13 +296,27 @@ def _identity(what: ConversionPlan) -> dict[str, Any]:
     }
 
 
+def _check_apart(info: SourceInfo, place: Path) -> None:
+    """Refuse a target that holds the source, or lies in it: writing the one would destroy the other."""
+    target = place.resolve()
+    for file in (path.resolve() for path in info.files):
+        if target in file.parents:
+            raise OptionError(f"the target holds the source, {file.name}", str(place), "Give another target.")
+        if file in target.parents:
+            raise OptionError("the target lies in the source", str(place), "Give another target.")
+
+
 def _finished(place: Path, identity: dict[str, Any], *, overwrite: bool) -> bool:
     """Whether the target is there, made by the same conversion; another one's is an error."""
     if not place.parent.is_dir():
         raise MissingError("the folder to write into does not exist", str(place.parent), "Create it first.")
     if place.exists() and not place.is_dir():
         raise ExistsError("is a file, not a store", str(place), "Remove it, or give another target.")
-    if overwrite or not place.exists():
+    if not place.exists():
+        return False
+    if overwrite:
+        if any(place.iterdir()) and not any((place / name).exists() for name in ROOTS):
+            raise ExistsError("is a folder, and no store", str(place), "Remove it yourself, or give another target.")
         return False
     try:
         made = Store(place).attributes("")["ngfftile"]["conversion"]

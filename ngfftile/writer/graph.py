@@ -172,7 +172,8 @@ def read_mean(job: Job, shard: Shard) -> Result:
     array = LevelArray(job.store, str(shard.level), pyramid.axes, whole=True)
     rest, z = divmod(shard.plane, pyramid.z)
     t, c = divmod(rest, pyramid.channels // pyramid.depth)
-    pixels = array.read(pyramid.region(shard), t, z)[c * pyramid.depth : (c + 1) * pyramid.depth]
+    group = slice(c * pyramid.depth, (c + 1) * pyramid.depth)
+    pixels = array.read(pyramid.region(shard), t, z, group)
     shards.shrink(pixels, mean, pyramid.chunk, job.what.method)
     return Result(mean, [])
 
