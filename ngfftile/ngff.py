@@ -25,7 +25,14 @@ from ngfftile.geometry import Mpp
 
 VERSION = "0.5"
 VERSIONS = ("0.5", "0.4", "0.6")
-MICROMETRES = {"micrometer": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6}
+# Lengths that the specification allows (UDUNITS-2), in micrometres.
+_METRES = {"yotta": 24, "zetta": 21, "exa": 18, "peta": 15, "tera": 12, "giga": 9, "mega": 6, "kilo": 3, "hecto": 2}
+_METRES |= {"": 0, "deci": -1, "centi": -2, "milli": -3, "micro": -6, "nano": -9, "pico": -12, "femto": -15}
+_METRES |= {"atto": -18, "zepto": -21, "yocto": -24}
+MICROMETRES = {f"{prefix}meter": float(f"1e{power + 6}") for prefix, power in _METRES.items()}
+MICROMETRES |= {"angstrom": 1e-4, "inch": 25_400.0, "foot": 304_800.0, "yard": 914_400.0, "mile": 1_609_344_000.0}
+# What writers call channels that they have no name for, or that are red, green and blue.
+_NAMELESS = re.compile(r"(?:c|ch|channel|r|g|b|red|green|blue)?[\s_:-]*(?:\d+(?::\d+)*)?", re.IGNORECASE)
 SCHEMA = 1  # of attributes.ngfftile; raised when a reader of ours would misread the older form
 Json = dict[str, Any]
 
@@ -109,8 +116,13 @@ class Multiscale:
             return False
         if [c.name for c in self.channels] == [c.name for c in RGB]:
             return True
-        # Others' stores say less: three bytes, shown as red, green and blue or not said how.
-        return dtype == np.uint8 and [c.color.upper() for c in self.channels] in ([], [c.color for c in RGB])
+        # Others' stores say less: three bytes, shown as red, green and blue or not said how. But fluorescence that is
+        # shown so has names of its own, or windows.
+        plain = all(_NAMELESS.fullmatch(c.name) and c.window in (None, (0.0, 255.0)) for c in self.channels)
+        return dtype == np.uint8 and plain and [c.color.upper() for c in self.channels] in ([], [c.color for c in RGB])
+
+
+_PLAIN = Mpp(1.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +141,10 @@ class Pixels:
         Micrometres between focal planes, and seconds between points in time, if known.
     centred
         Whether a coarse pixel stands for the four that it comes from (mean), or for the first of them (nearest).
+    plain
+        Scale along x and y where there is no mpp: that of a source which has no unit.
+    offset_x, offset_y
+        Where the first pixel's centre lies, in the unit of the scale.
     """
 
     axes: tuple[str, ...]
@@ -137,6 +153,9 @@ class Pixels:
     z_step: float | None = None
     t_step: float | None = None
     centred: bool = True
+    plain: Mpp = _PLAIN
+    offset_x: float = 0.0
+    offset_y: float = 0.0
 
     def multiscale(self, name: str) -> Json:
         """The multiscale block, as version 0.5 has it."""
@@ -148,14 +167,14 @@ class Pixels:
             {"name": axis, "type": kinds.get(axis, "space")} | ({"unit": units[axis]} if axis in units else {})
             for axis in self.axes
         ]
-        at = self.mpp or Mpp(1.0, 1.0)
+        at = self.mpp or self.plain
         datasets = []
         for level in range(self.levels):
             f = 2**level
             # A mean pixel's centre lies half a coarse pixel, less half a fine one, inside the first fine pixel's.
             half = (f - 1) / 2 if self.centred else 0.0
             scale = {"y": at.y * f, "x": at.x * f, "z": self.z_step or 1.0, "t": self.t_step or 1.0}
-            shift = {"y": at.y * half, "x": at.x * half}
+            shift = {"y": self.offset_y + at.y * half, "x": self.offset_x + at.x * half}
             steps = [
                 {"type": "scale", "scale": [scale.get(axis, 1.0) for axis in self.axes]},
                 {"type": "translation", "translation": [shift.get(axis, 0.0) for axis in self.axes]},
@@ -234,6 +253,12 @@ def attributes(multiscale: Json, more: Json, version: str) -> Json:
     ome = {"version": version, "multiscales": [multiscale]} | more
     (ImageLabelAttrs if "image-label" in more else ImageAttrs05).model_validate(ome)
     return {"ome": ome}
+
+
+def clean(text: str) -> str:
+    """A name that every document can hold: no halves of UTF-16 pairs, no control characters."""
+    whole = text.encode("utf-8", "replace").decode()
+    return "".join(c for c in whole if c.isprintable())
 
 
 def image_attributes(
@@ -327,7 +352,7 @@ def _channels(ome: Mapping[str, Any]) -> tuple[Channel, ...]:
         c = entry if isinstance(entry, dict) else {}
         window = c.get("window")
         ends = [window.get(end) for end in ("start", "end")] if isinstance(window, dict) else []
-        numbers = [float(e) for e in ends if isinstance(e, int | float)]
+        numbers = [float(e) for e in ends if isinstance(e, int | float) and np.isfinite(e)]
         shown = (numbers[0], numbers[1]) if len(numbers) == 2 else None
         found.append(Channel(str(c.get("label", f"channel {i}")), _color(c.get("color")), shown))
     return tuple(found)

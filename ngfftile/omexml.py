@@ -14,13 +14,17 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
 from ngfftile.geometry import Mpp, Size
-from ngfftile.ngff import Channel
+from ngfftile.ngff import Channel, clean
 
 _SPACE = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 _PLACES = {"TiffData", "BinData", "MetadataOnly"}
-# Elements that name people, or lead to them.
-_PEOPLE = {"Experimenter", "ExperimenterRef", "ExperimenterGroup", "ExperimenterGroupRef", "StructuredAnnotations"}
-_PEOPLE |= {"Project", "ProjectRef", "Dataset", "DatasetRef", "Description", "AnnotationRef"}
+# Elements that describe optics and pixels; all others can name people, or lead to them. Attributes likewise.
+_TECHNICAL = {"Image", "AcquisitionDate", "Pixels", "Channel", "Plane", "MetadataOnly", "Instrument", "InstrumentRef"}
+_TECHNICAL |= {"Objective", "ObjectiveSettings", "Detector", "DetectorSettings", "LightSourceSettings", "LightPath"}
+_TECHNICAL |= {"Laser", "Arc", "Filament", "LightEmittingDiode", "Pump", "Filter", "FilterRef", "FilterSet"}
+_TECHNICAL |= {"FilterSetRef", "Dichroic", "DichroicRef", "ExcitationFilterRef", "EmissionFilterRef"}
+_TECHNICAL |= {"TransmittanceRange", "ImagingEnvironment", "BinaryOnly"}
+_NAMING = {"Creator", "UUID", "SerialNumber", "LotNumber", "FileName", "UserName"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ def made(facts: Facts) -> bytes:
     if facts.objective_power:
         power = {"ID": "Objective:0", "NominalMagnification": f"{facts.objective_power:g}"}
         ET.SubElement(ET.SubElement(root, "Instrument", {"ID": "Instrument:0"}), "Objective", power)
-    image = ET.SubElement(root, "Image", {"ID": "Image:0", "Name": facts.name})
+    image = ET.SubElement(root, "Image", {"ID": "Image:0", "Name": clean(facts.name)})
     if facts.acquired:
         ET.SubElement(image, "AcquisitionDate").text = facts.acquired
     if facts.objective_power:
@@ -75,8 +79,7 @@ def _pixels(facts: Facts) -> dict[str, str]:
         "SizeT": str(facts.t),
     }
     if facts.mpp:
-        found |= {"PhysicalSizeX": repr(facts.mpp.x), "PhysicalSizeXUnit": "µm"}
-        found |= {"PhysicalSizeY": repr(facts.mpp.y), "PhysicalSizeYUnit": "µm"}
+        found |= _physical(facts.mpp)
     if facts.z_step:
         found |= {"PhysicalSizeZ": repr(facts.z_step), "PhysicalSizeZUnit": "µm"}
     if facts.t_step:
@@ -84,11 +87,16 @@ def _pixels(facts: Facts) -> dict[str, str]:
     return found
 
 
+def _physical(mpp: Mpp) -> dict[str, str]:
+    x = {"PhysicalSizeX": repr(mpp.x), "PhysicalSizeXUnit": "µm"}
+    return x | {"PhysicalSizeY": repr(mpp.y), "PhysicalSizeYUnit": "µm"}
+
+
 def _channel(index: int, channel: Channel) -> dict[str, str]:
     # OME stores a colour as one signed 32-bit number, RGBA.
     value = int(channel.color + "FF", 16)
     colour = str(value - (1 << 32) if value >= 1 << 31 else value)
-    found = {"ID": f"Channel:0:{index}", "Name": channel.name, "SamplesPerPixel": "1", "Color": colour}
+    found = {"ID": f"Channel:0:{index}", "Name": clean(channel.name), "SamplesPerPixel": "1", "Color": colour}
     if channel.emission:
         found |= {"EmissionWavelength": f"{channel.emission:g}", "EmissionWavelengthUnit": "nm"}
     if channel.excitation:
@@ -96,7 +104,7 @@ def _channel(index: int, channel: Channel) -> dict[str, str]:
     return found
 
 
-def kept(xml: str, scene: int, anonymous: str | None = None) -> bytes | None:
+def kept(xml: str, scene: int, anonymous: str | None = None, mpp: Mpp | None = None) -> bytes | None:
     """The source's own OME-XML, its image alone; None if it cannot be parsed.
 
     Parameters
@@ -104,7 +112,9 @@ def kept(xml: str, scene: int, anonymous: str | None = None) -> bytes | None:
     scene
         Which of its images.
     anonymous
-        Leave out the elements that can name a person, and call the image this.
+        Keep only the elements that describe the optics and the pixels, and call the image this.
+    mpp
+        In place of what it says.
     """
     # The declaration names the encoding of bytes that are text by now.
     body = xml[xml.index("?>") + 2 :] if xml.lstrip().startswith("<?xml") and "?>" in xml else xml
@@ -121,13 +131,22 @@ def kept(xml: str, scene: int, anonymous: str | None = None) -> bytes | None:
             root.remove(image)
     for parent in list(root.iter()):
         for child in list(parent):
-            if _local(child) in _PLACES or (anonymous is not None and _local(child) in _PEOPLE):
+            if _local(child) in _PLACES or (anonymous is not None and _local(child) not in _TECHNICAL):
                 parent.remove(child)
-            elif anonymous is not None and _local(child) == "Image":
-                child.set("Name", anonymous)
+        if anonymous is not None:
+            _forget(parent, anonymous)
         if _local(parent) == "Pixels":
             _say_metadata_only(parent, space)
+            parent.attrib.update(_physical(mpp) if mpp else {})
     return _document(root)
+
+
+def _forget(element: ET.Element, name: str) -> None:
+    """Take the attributes that can name a person from an element, and call the image otherwise."""
+    for attribute in _NAMING & set(element.attrib):
+        del element.attrib[attribute]
+    if _local(element) == "Image":
+        element.set("Name", name)
 
 
 def _say_metadata_only(pixels: ET.Element, space: str) -> None:

@@ -380,6 +380,19 @@ class LevelArray:
         """The compressed unit in pixels."""
         return Size(self._along(self._array.chunks, "x"), self._along(self._array.chunks, "y"))
 
+    @cached_property
+    def depth(self) -> int:
+        """Channels in a stored object."""
+        return self._along(self._array.shards or self._array.chunks, "c")
+
+    def key(self, t: int, c: int, z: int, region: Region) -> str:
+        """Name of the object that holds the first pixel of a region."""
+        shape = self._array.shards or self._array.chunks
+        at = {"t": t, "c": c, "z": z, "y": region.y, "x": region.x}
+        place = [str(at[axis] // self._along(shape, axis)) for axis in self.axes]
+        prefix = [] if self._array.metadata.zarr_format == 2 else ["c"]
+        return "/".join([self.path, *prefix, *place])
+
     @property
     def names(self) -> tuple[str, ...] | None:
         """Of the dimensions, as the array itself has them; Zarr v2 has none."""

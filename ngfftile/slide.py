@@ -327,8 +327,9 @@ class Slide:
     def _view(self, level: Level, ratio_x: float = 1.0, ratio_y: float = 1.0) -> View:
         array = self._arrays[level.index]
         mpp = level.mpp.times(ratio_x, ratio_y) if level.mpp else None
+        nearest = self.multiscale.label or self.dtype == bool  # names, and yes or no, have no mean
         white = np.iinfo(self.dtype).max if self.dtype.kind in "iu" else 1
-        return View(array, level, ratio_x, ratio_y, mpp, white if self.rgb else array.fill, self.multiscale.label)
+        return View(array, level, ratio_x, ratio_y, mpp, white if self.rgb else array.fill, nearest)
 
     def _at(self, wanted: float, tolerance: float) -> View:
         finest = self.mpp

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -12,12 +13,13 @@ import numpy as np
 
 from ngfftile import ngff
 from ngfftile.errors import MissingError, OptionError, SourceError, StoreError
-from ngfftile.geometry import Region, Size
+from ngfftile.geometry import Mpp, Region, Size
 from ngfftile.ngff import PALETTE, RGB, Channel, Multiscale
 from ngfftile.shards import LevelArray
 from ngfftile.sources.protocol import Array, Damaged, RefusedError, Source, SourceInfo
 from ngfftile.store import LABELS, Store
 
+_SAMPLES, _EDGE = 1024, 1 << 16
 _SECONDS = {"second": 1.0, "millisecond": 1e-3, "minute": 60.0, "hour": 3600.0}
 
 
@@ -41,6 +43,9 @@ def open_ngff(path: Path, scene: int = 0) -> Source:
         raise RefusedError("not an OME-Zarr store", str(path)) from error
     except StoreError as error:
         raise SourceError(error.what, str(path), error.mend) from error
+    # What ``ngfftile`` holds may be anything, in stores that others changed.
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        raise SourceError(f"its metadata are not of the form that ngfftile writes ({error!r})", str(path)) from error
 
 
 @lru_cache(maxsize=8)
@@ -123,6 +128,9 @@ class NgffSource:
     def _describe(self, attributes: Mapping[str, Any]) -> SourceInfo:
         array, image, facts = self._array, self._image, self._facts
         origin = dict(facts.get("source") or {})
+        unit = ngff.MICROMETRES.get(image.unit or "", 1.0)
+        first = image.datasets[0]
+        x, y = image.axes.index("x"), image.axes.index("y")
         rgb = image.rgb(array.channels, array.dtype)
         mpp = image.mpp()
         icc = facts.get("icc")
@@ -156,6 +164,9 @@ class NgffSource:
             ome_xml=self._ome_xml(),
             recompress="of OME-Zarr only the pixels are taken",
             origin=dict(facts) | {"image-label": _label_block(attributes)},
+            plain=Mpp(first.scale[x], first.scale[y]),
+            offset_x=first.translation[x] * unit,
+            offset_y=first.translation[y] * unit,
         )
 
     def _sizes(self) -> tuple[Size, ...]:
@@ -171,10 +182,32 @@ class NgffSource:
             return None
 
     def _tables(self, attributes: Mapping[str, Any]) -> bytes:
-        """What changes with the pixels: the manifest of a store of ours, names and sizes of level 0 of another's."""
-        manifest = self._facts.get("manifest")
-        about = repr(manifest) if manifest else repr(self._store.sizes(self._image.datasets[0].path))
-        return hashlib.sha256((repr(sorted(attributes)) + repr(self._image) + about).encode()).digest()
+        """What changes with the content: of a store of ours the manifests, of another's its objects."""
+        digest = hashlib.sha256(json.dumps(attributes, sort_keys=True, default=str).encode())
+        if not self._facts.get("manifest"):
+            _sample(self._store, self._image.datasets[0].path, digest)
+        for name in self.labels:
+            label = Store(self._store.root / LABELS / name)
+            digest.update(name.encode())
+            try:
+                about = label.attributes("")
+                digest.update(json.dumps(about, sort_keys=True, default=str).encode())
+                if "ngfftile" not in about:
+                    _sample(label, ".", digest)
+            except (StoreError, MissingError):
+                continue  # opening the label says what is wrong
+        return digest.digest()
+
+
+def _sample(store: Store, path: str, digest: Any) -> None:
+    """Names and sizes of all objects, and the bytes of both ends of up to 1,024 of them."""
+    every = store.sizes(path)
+    digest.update(repr(every).encode())
+    step = -(-len(every) // _SAMPLES) or 1
+    for name, size in every[::step]:
+        with store.open(f"{path}/{name}") as file:
+            head = min(size, _EDGE)
+            digest.update(file.read(0, head) + file.read(size - head, head))
 
 
 def _channels(image: Multiscale, count: int, facts: Mapping[str, Any]) -> tuple[Channel, ...]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ngfftile.codecs import Codec
 from ngfftile.errors import SourceError
 from ngfftile.geometry import Mpp, Region, Size
-from ngfftile.ngff import Channel
+from ngfftile.ngff import Channel, clean
 
 Array = NDArray[Any]
 Damaged = Callable[[Region, str], None]
@@ -43,6 +43,9 @@ def unchanged(path: Path, before: tuple[int, int]) -> Path:
 
 class RefusedError(SourceError):
     """The file is not this reader's: another may take it. Any other `SourceError` of a reader is final."""
+
+
+_PLAIN = Mpp(1.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,8 @@ class SourceInfo:
         Bytes that the reader keeps in memory: all pixels, of formats that are decoded as one.
     origin
         ``attributes.ngfftile`` of a store that we wrote ourselves.
+    plain, offset_x, offset_y
+        Of an OME-Zarr source: its scale where that has no unit, and where its first pixel lies.
     """
 
     reader: str
@@ -132,13 +137,16 @@ class SourceInfo:
     recompress: str = "its reader hands out pixels, not compressed tiles"
     held: int = 0
     origin: Mapping[str, Any] = field(default_factory=dict)
+    plain: Mpp = _PLAIN
+    offset_x: float = 0.0
+    offset_y: float = 0.0
 
     @property
     def name(self) -> str:
         """The slide's name: the file's, without its ending, and the scene where there are several."""
         path = self.files[0]
         stem = path.name.removesuffix(".zarr") if path.is_dir() else path.stem
-        return stem.removesuffix(".ome") + (f".scene-{self.scene}" if self.scenes else "")
+        return clean(stem.removesuffix(".ome")) + (f".scene-{self.scene}" if self.scenes else "")
 
     @property
     def depth(self) -> int:

@@ -19,10 +19,10 @@ from ngfftile.shards import LevelArray
 from ngfftile.slide import Slide
 from ngfftile.slide import open as open_slide
 from ngfftile.sources import SourceInfo, fingerprint, open_source
-from ngfftile.store import LABELS, MANIFEST, ROOTS, Store
+from ngfftile.store import LABELS, MANIFEST, ROOT, ROOTS, Store
 from ngfftile.verify import objects, pixels
 from ngfftile.verify.objects import format_of
-from ngfftile.verify.report import Finding, Report
+from ngfftile.verify.report import Finding, Report, level_of
 
 __all__ = ["Finding", "Report", "verify"]
 
@@ -147,7 +147,8 @@ class _Run:
             )
         if slide is not None:
             findings += structure(slide)
-        wanted = [key for key in listed if self.part.has(key) or "/c/" not in key]
+            findings += _gone(slide)
+        wanted = [key for key in listed if level_of(key) is None or self.part.has(key)]
         tasks: dict[Hashable, Any] = {
             ("objects", i): (objects.check, store, batch)
             for i, batch in enumerate(objects.batches(listed, wanted))
@@ -208,8 +209,10 @@ class _Run:
             slide = open_slide(store.root)
         except NgfftileError:
             return report  # it has been said
-        made = slide.facts.get("conversion") or {}
-        theirs = open_source(source, reader or made.get("reader"), made.get("scene"))
+        made = _conversion(slide)
+        # The reader that converted it, but for a store that was converted from another one.
+        used = made.get("reader") if made.get("reader") != "ngff" or (Path(source) / ROOT).exists() else None
+        theirs = open_source(source, reader or used, made.get("scene"))
         findings = list(_facts(slide, theirs.info))
         regions: list[tuple[int, Region]] = []
         if slide.size == theirs.info.size and len(slide.channels) == len(theirs.info.channels):
@@ -243,8 +246,25 @@ def _pyramid(slide: Slide) -> pixels.Pyramid:
 
 def _exact(slide: Slide) -> tuple[bool, ...]:
     """For each level whether its codec is without loss; level 0 of kept tiles is what the source has."""
-    kept = str((slide.facts.get("conversion") or {}).get("codec", "")).startswith("source")
+    kept = str(_conversion(slide).get("codec", "")).startswith("source")
     return tuple(array.lossless or (kept and k == 0) for k, array in enumerate(_arrays(slide)))
+
+
+def _gone(slide: Slide) -> list[Finding]:
+    """Labels that came along with the conversion, and are not there any more."""
+    came = slide.facts.get("labels")
+    try:
+        listed = set(slide.store.labels())
+    except NgfftileError:
+        return []  # a finding of the list
+    names = sorted(set(came if isinstance(came, list) else ()) - listed)
+    return [Finding("missing", f"{LABELS}/{name}", "came with the slide, and is gone") for name in names]
+
+
+def _conversion(slide: Slide) -> dict[str, Any]:
+    """What the store says of its conversion."""
+    found = slide.facts.get("conversion")
+    return found if isinstance(found, dict) else {}
 
 
 def structure(slide: Slide) -> Iterator[Finding]:
@@ -294,8 +314,9 @@ def _merged(findings: list[Finding]) -> list[Finding]:
 
 def _facts(slide: Slide, info: SourceInfo) -> Iterator[Finding]:
     """What the headers say, against what the store says."""
-    made = slide.facts.get("conversion") or {}
-    if made.get("fingerprint") and made["fingerprint"] != fingerprint(info):
+    made = _conversion(slide)
+    known = {made.get("fingerprint"), (slide.facts.get("source") or {}).get("fingerprint")} - {None}
+    if known and fingerprint(info) not in known:
         yield Finding("source", "fingerprint", "is another file, or has changed since")
     pairs: list[tuple[str, Any, Any]] = [
         ("size", slide.size, info.size),

@@ -75,6 +75,8 @@ def label_list_findings(store: Store, zarr_format: int, *, ours: bool) -> Iterat
         if sealed(store.whole(key)) is not True and ours:
             yield Finding("checksum", key, "changed since it was written, or by another program")
         listed = set(store.labels())
+        there |= {name for name in listed if (folder / name).is_dir()}  # names may be paths
+        there -= {name.split("/")[0] for name in listed if "/" in name}
     except StoreError as error:
         yield Finding("structure", key, error.what)
         return

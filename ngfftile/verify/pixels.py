@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,7 +18,6 @@ from ngfftile.verify.report import Finding
 
 Array = NDArray[Any]
 _BLOCK = 4096
-_KEY = re.compile(r"\d+/c(?:/\d+)+")
 _STRIP_PIXELS = 1 << 21
 # Levels, or pixels against the source, where either is stored with loss: less than this is another picture.
 LEAST_PSNR = 12.0
@@ -148,21 +146,13 @@ def damaged_chunks(array: LevelArray, block: Block, region: Region) -> list[Find
     for y in range(region.y // side.y, -(-region.bottom // side.y)):
         for x in range(region.x // side.x, -(-region.right // side.x)):
             place = Region(x * side.x, y * side.y, side.x, side.y).clip(region)
-            try:
-                array.read(place, block.t, block.z)
-            except NgfftileError as error:
-                found.append(Finding("chunk", _object(array, block, place, error), error.what, block.level, ((y, x),)))
+            for first in range(0, array.channels, array.depth):
+                try:
+                    array.read(place, block.t, block.z, slice(first, min(first + array.depth, array.channels)))
+                except NgfftileError as error:
+                    key = array.key(block.t, first, block.z, place)
+                    found.append(Finding("chunk", key, error.what, block.level, ((y, x),)))
     return found
-
-
-def _object(array: LevelArray, block: Block, place: Region, error: NgfftileError) -> str:
-    """The object that holds a place: named by the error, or else the first channel's shard."""
-    named = _KEY.match(error.what)
-    if named:
-        return named[0]
-    row, col = place.y // array.unit.y, place.x // array.unit.x
-    at = {"t": block.t, "c": 0, "z": block.z, "y": row, "x": col}
-    return "/".join([array.path, "c", *(str(at[axis]) for axis in array.axes)])
 
 
 def _joined(findings: list[Finding]) -> list[Finding]:

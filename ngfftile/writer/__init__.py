@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ngfftile import cluster, ngff
 from ngfftile.errors import ExistsError, MissingError, OptionError, SourceError, StoreError
-from ngfftile.geometry import Region
+from ngfftile.geometry import Mpp, Region
 from ngfftile.locations import local_path
 from ngfftile.sources import Source, SourceInfo, fingerprint, open_source
 from ngfftile.store import LABELS, ROOTS, Draft, Store, Written
@@ -22,6 +24,7 @@ from ngfftile.writer.plan import PROFILES, ConversionPlan, Options, human_bytes,
 __all__ = ["PROFILES", "Conversion", "ConversionPlan", "Job", "convert", "graph", "plan"]
 
 Progress = Callable[[int, int], None]
+_MADE = ("filter", "options", "level", "mpp_x", "mpp_y")  # what a label of ours says of its making
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +191,14 @@ class _Run:
     def write(self, draft: Draft) -> tuple[int, int, int]:
         """Write all, and commit; returns objects written and found, and damaged tiles."""
         what, format_ = self.what, ngff.zarr_format(self.what.options.ngff)
-        name = _stem(self.target) if what.options.deidentify else what.source.name
+        # The target is often called after the source, and that after a case.
+        name = f"slide-{self.identity['fingerprint'][:8]}" if what.options.deidentify else what.source.name
         written = write_around(self.slide, what, draft.store, name)
         self._write_labels(draft)
         job = Job(self.slide, what, draft.store, Store(draft.folder))
         new, found = self._levels(job, self.progress)
-        damaged = _damaged(draft)
-        attributes = root_attributes(what, self.identity, draft.store, damaged, name)
+        damaged = _damaged(draft.folder)
+        attributes = root_attributes(what, self.identity, draft.store, damaged, name, getattr(self.slide, "labels", ()))
         draft.commit(attributes, job.keys, written + new, format_)
         return len(job.keys) - found, found, len(damaged)
 
@@ -216,19 +220,41 @@ class _Run:
         for name in names:
             label = self.slide.label(name)  # type: ignore[attr-defined]
             codec = "blosc" if options.ngff == "0.4" else "zstd"
-            plain = replace(options, codec=codec, method=None, mpp=None, planar=False)
+            # What lies under labels is one, whether it says so or not.
+            method = "nearest" if options.method == "nearest" else "mode"
+            plain = replace(options, codec=codec, method=method, mpp=None, planar=False)
             what = plan_for(label.info, plain, self.workers)
-            store = Store(draft.store.root / LABELS / name)
-            store.root.mkdir(parents=True, exist_ok=True)
-            job = Job(label, what, store, Store(draft.folder / LABELS / name))
+            store, aside = Store(draft.store.root / LABELS / name), Store(draft.folder / LABELS / name)
+            for place in (store, aside):
+                place.root.mkdir(parents=True, exist_ok=True)
+            job = Job(label, what, store, aside)
             written, _ = self._levels(job, None)
             pyramid, facts = what.pyramid, label.info
-            pixels = ngff.Pixels(pyramid.axes, len(pyramid.levels), what.mpp, facts.z_step, facts.t_step)
-            made = facts.origin.get("made", {})
+            pixels = ngff.Pixels(
+                pyramid.axes,
+                len(pyramid.levels),
+                _rescaled(facts, self.slide.info, self.what.mpp),
+                facts.z_step,
+                facts.t_step,
+                centred=what.method != "nearest",
+                plain=facts.plain,
+                offset_x=facts.offset_x,
+                offset_y=facts.offset_y,
+            )
+            made = facts.origin.get("made") or {}
+            if options.deidentify:
+                made = {key: made[key] for key in _MADE if key in made}
             multiscale = pixels.multiscale(name) | {"type": what.method, "metadata": made}
             block = ngff.label_block([], options.ngff) | dict(facts.origin.get("image-label", {}))
-            attributes = ngff.attributes(multiscale, {"image-label": block}, options.ngff)
-            ours = {"schema": ngff.SCHEMA, "status": "complete", "made": made}
+            try:
+                attributes = ngff.attributes(multiscale, {"image-label": block}, options.ngff)
+            except ValidationError as error:
+                raise SourceError(
+                    f"label {name}: its metadata break the specification ({error.errors()[0]['msg']})",
+                    str(self.slide.info.files[0]),
+                ) from error
+            ours = {"schema": ngff.SCHEMA, "status": "complete", "made": made, "damaged": _damaged(aside.root)}
+            ours["pyramid"] = {"method": what.method}
             store.finish(attributes | {"ngfftile": ours}, written, ngff.zarr_format(options.ngff))
         if names:
             draft.store.list_labels(names, options.ngff)
@@ -262,9 +288,17 @@ class _Count:
             self._tell()
 
 
-def _damaged(draft: Draft) -> list[dict[str, Any]]:
+def _rescaled(label: SourceInfo, image: SourceInfo, mpp: Mpp | None) -> Mpp | None:
+    """A label's mpp, where the image's is not the source's own: both keep their relation."""
+    if mpp is None or mpp == image.mpp:
+        return label.mpp
+    ours, theirs = (label.mpp, image.mpp) if label.mpp and image.mpp else (label.plain, image.plain)
+    return Mpp(mpp.x * ours.x / theirs.x, mpp.y * ours.y / theirs.y)
+
+
+def _damaged(draft: Path) -> list[dict[str, Any]]:
     """Tiles that became background, as the tasks recorded them, each once."""
-    folder = draft.folder / DAMAGED
+    folder = draft / DAMAGED
     records = (
         [tile for path in sorted(folder.glob("*.json")) for tile in Store(folder).json(path.name)["tiles"]]
         if folder.is_dir()
@@ -272,10 +306,6 @@ def _damaged(draft: Draft) -> list[dict[str, Any]]:
     )
     unique = {(t["plane"], t["y"], t["x"]): t for t in records}
     return [unique[at] for at in sorted(unique)]
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".zarr").removesuffix(".ome")
 
 
 def _identity(what: ConversionPlan) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -27,6 +28,8 @@ _PERSONAL = (
     *("patient", "person", "birth", "physician", "doctor", "operator", "user", "artist", "copyright", "observer"),
     *("institution", "hospital", "department", "address", "phone", "email", "host", "referring", "request"),
     *("barcode", "accession", "container", "specimen", "instanceuid", "studyid", "slideid", "slide_id", "caseid"),
+    *("mrn", "ssn", "subject", "client", "owner", "technician", "scanned by", "signout", "notes", "remark", "file"),
+    *("aperio.case", "aperio.study", "aperio.path", "aperio.dob", "aperio.block", "serial", "referenceuid"),
     *("sampleid", "imageid", "case_", "case ", "document", "title", "label", "comment", "annotation", "description"),
 )
 _NAMES, _OF_MACHINES = "name", ("model", "manufacturer", "stain", "codec")
@@ -45,7 +48,8 @@ def write_around(slide: Source, what: ConversionPlan, store: Store, name: str) -
     if info.icc:
         written.append(store.write("associated/icc", info.icc))
     anonymous = name if what.options.deidentify else None
-    xml = omexml.kept(info.ome_xml, info.scene, anonymous) if info.ome_xml else None
+    given = what.mpp if what.mpp != info.mpp else None
+    xml = omexml.kept(info.ome_xml, info.scene, anonymous, given) if info.ome_xml else None
     written += store.create_group("OME", {}, format_)
     written.append(store.write("OME/METADATA.ome.xml", xml or omexml.made(_facts(what, name))))
     return written
@@ -109,7 +113,12 @@ def _windows(store: Store, what: ConversionPlan) -> tuple[Channel, ...]:
 
 
 def root_attributes(
-    what: ConversionPlan, identity: dict[str, Any], store: Store, damaged: list[dict[str, Any]], name: str
+    what: ConversionPlan,
+    identity: dict[str, Any],
+    store: Store,
+    damaged: list[dict[str, Any]],
+    name: str,
+    labels: Iterable[str],
 ) -> dict[str, Any]:
     """Attributes of the root group: what the specification asks, and where the slide comes from.
 
@@ -119,6 +128,8 @@ def root_attributes(
         Tiles that became background.
     name
         Of the image.
+    labels
+        Names of those that came along.
     """
     info, pyramid = what.source, what.pyramid
     release = version("ngfftile")
@@ -139,18 +150,27 @@ def root_attributes(
             role: {"path": f"associated/{role}", "width": info.associated[role].x, "height": info.associated[role].y}
             for role in what.roles
         },
-        "associated_dropped": sorted(set(info.associated) - set(what.roles)),
+        "associated_dropped": sorted({*info.associated, *info.origin.get("associated_dropped", [])} - set(what.roles)),
+        "labels": sorted(labels),
         "pyramid": {
             "method": what.method,
             "levels": ["source"] + [f"{what.method} of the level before"] * (len(pyramid.levels) - 1),
         },
         "codec": what.codec_name,
         "notes": list(info.notes),
-        "damaged": damaged,
+        "damaged": [*info.origin.get("damaged", []), *damaged],
         "conversion": identity,
     }
     pixels = ngff.Pixels(
-        pyramid.axes, len(pyramid.levels), what.mpp, info.z_step, info.t_step, centred=what.method != "nearest"
+        pyramid.axes,
+        len(pyramid.levels),
+        what.mpp,
+        info.z_step,
+        info.t_step,
+        centred=what.method != "nearest",
+        plain=info.plain,
+        offset_x=info.offset_x,
+        offset_y=info.offset_y,
     )
     standard = ngff.image_attributes(name, pixels, channels, info.dtype, method, pyramid.z, what.options.ngff)
     return standard | {"ngfftile": ours}
@@ -161,7 +181,8 @@ def _source(what: ConversionPlan, identity: dict[str, Any]) -> dict[str, Any]:
     info = what.source
     if info.origin.get("source"):
         through = {"format": info.format, "codec": info.origin.get("codec")}
-        return dict(info.origin["source"]) | {"through": through}
+        found = dict(info.origin["source"]) | {"through": through}
+        return {k: v for k, v in found.items() if k != "name"} if what.options.deidentify else found
     found = {
         "name": info.files[0].name,
         "bytes": sum(f.stat().st_size for f in info.files if f.is_file()),
