@@ -26,7 +26,7 @@ from ngfftile.errors import OptionError
 
 Array = NDArray[Any]
 Json = dict[str, Any]
-_TRANSPOSE: Json = {"name": "transpose", "configuration": {"order": [1, 2, 0]}}
+_AXES = ("c", "y", "x")
 _CRC: Json = {"name": "crc32c"}
 
 
@@ -41,7 +41,7 @@ class Codec(Protocol):
     def lossless(self) -> bool:
         """Whether decoding gives back what was encoded."""
 
-    def zarr3(self, dtype: np.dtype[Any]) -> list[Json]:
+    def zarr3(self, dtype: np.dtype[Any], axes: Sequence[str] = _AXES) -> list[Json]:
         """The inner codecs as Zarr v3 metadata have them."""
 
     def zarr2(self, dtype: np.dtype[Any]) -> Json:
@@ -52,6 +52,12 @@ class Codec(Protocol):
 
     def decode(self, data: bytes, out: Array) -> None:
         """Fill a chunk (channels, y, x), contiguous; ValueError where the bytes are damaged."""
+
+
+def _transpose(axes: Sequence[str]) -> Json:
+    """Channels last, as pictures have them."""
+    order = [i for i, axis in enumerate(axes) if axis != "c"] + [list(axes).index("c")]
+    return {"name": "transpose", "configuration": {"order": order}}
 
 
 def _bytes_codec(dtype: np.dtype[Any]) -> Json:
@@ -85,13 +91,14 @@ class Zstd:
         """As `named` takes it."""
         return f"zstd:{self.level}"
 
-    def zarr3(self, dtype: np.dtype[Any]) -> list[Json]:
+    def zarr3(self, dtype: np.dtype[Any], axes: Sequence[str] = _AXES) -> list[Json]:  # noqa: ARG002
         """Bytes, zstd with checksum."""
         return [_bytes_codec(dtype), {"name": "zstd", "configuration": {"level": self.level, "checksum": True}}]
 
     def zarr2(self, dtype: np.dtype[Any]) -> Json:  # noqa: ARG002
         """Numcodecs' zstd."""
-        return {"id": "zstd", "level": self.level, "checksum": True}
+        # The frames have checksums all the same; tensorstore refuses to be told.
+        return {"id": "zstd", "level": self.level}
 
     def encode(self, chunk: Array) -> bytes:
         """One frame."""
@@ -121,7 +128,7 @@ class Blosc:
         """As `named` takes it."""
         return "blosc"
 
-    def zarr3(self, dtype: np.dtype[Any]) -> list[Json]:
+    def zarr3(self, dtype: np.dtype[Any], axes: Sequence[str] = _AXES) -> list[Json]:  # noqa: ARG002
         """Bytes, blosc, crc32c."""
         options: Json = {
             "cname": "zstd",
@@ -194,7 +201,7 @@ class Jpeg:
         """As `named` takes it."""
         return f"jpeg:{self.quality}"
 
-    def zarr3(self, dtype: np.dtype[Any]) -> list[Json]:
+    def zarr3(self, dtype: np.dtype[Any], axes: Sequence[str] = _AXES) -> list[Json]:
         """Transpose, imagecodecs' jpeg, crc32c."""
         if dtype != np.uint8:
             raise OptionError(f"codec jpeg cannot hold {dtype}", "codec", "Use zstd.")
@@ -206,7 +213,7 @@ class Jpeg:
         }
         if self.tables:
             options["tables"] = b64encode(self.tables).decode()
-        return [_TRANSPOSE, {"name": "imagecodecs_jpeg", "configuration": options}, _CRC]
+        return [_transpose(axes), {"name": "imagecodecs_jpeg", "configuration": options}, _CRC]
 
     def zarr2(self, dtype: np.dtype[Any]) -> Json:  # noqa: ARG002
         """Nothing."""
@@ -285,9 +292,9 @@ class Jpeg2000:
         """Of the kind."""
         return "jpeg2000"
 
-    def zarr3(self, dtype: np.dtype[Any]) -> list[Json]:  # noqa: ARG002
+    def zarr3(self, dtype: np.dtype[Any], axes: Sequence[str] = _AXES) -> list[Json]:  # noqa: ARG002
         """Transpose, imagecodecs' jpeg2k, crc32c."""
-        return [_TRANSPOSE, {"name": "imagecodecs_jpeg2k"}, _CRC]
+        return [_transpose(axes), {"name": "imagecodecs_jpeg2k"}, _CRC]
 
     def zarr2(self, dtype: np.dtype[Any]) -> Json:  # noqa: ARG002
         """Nothing."""
@@ -346,7 +353,7 @@ def named(name: str) -> Codec:
     )
 
 
-def parse(codecs: Sequence[Mapping[str, Any]]) -> Codec | None:
+def parse(codecs: Sequence[Mapping[str, Any]], axes: Sequence[str] = _AXES) -> Codec | None:
     """The codec of an array's inner codecs, if it is one that `Codec.zarr3` gives; else None."""
     names = [str(c.get("name")) for c in codecs]
     options = [c.get("configuration") or {} for c in codecs]
@@ -355,7 +362,8 @@ def parse(codecs: Sequence[Mapping[str, Any]]) -> Codec | None:
         return Zstd(max(1, int(options[1].get("level", 3))))
     if names == ["bytes", "blosc", "crc32c"] and little:
         return Blosc()
-    transposed = bool(options) and list(options[0].get("order", ())) == [1, 2, 0]
+    last = _transpose(axes)["configuration"]["order"] if "c" in axes else None
+    transposed = bool(options) and list(options[0].get("order", ())) == last
     if names == ["transpose", "imagecodecs_jpeg", "crc32c"] and transposed:
         about = options[1]
         tables = about.get("tables")

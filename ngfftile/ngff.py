@@ -114,7 +114,7 @@ class Multiscale:
         """Whether its channels are red, green and blue of one picture."""
         if channels != 3 or self.label:
             return False
-        if [c.name for c in self.channels] == [c.name for c in RGB]:
+        if [(c.name, c.color.upper()) for c in self.channels] == [(c.name, c.color) for c in RGB]:
             return True
         # Others' stores say less: three bytes, shown as red, green and blue or not said how. But fluorescence that is
         # shown so has names of its own, or windows.

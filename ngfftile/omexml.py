@@ -104,13 +104,21 @@ def _channel(index: int, channel: Channel) -> dict[str, str]:
     return found
 
 
-def kept(xml: str, scene: int, anonymous: str | None = None, mpp: Mpp | None = None) -> bytes | None:
+def kept(
+    xml: str,
+    scene: int,
+    anonymous: str | None = None,
+    mpp: Mpp | None = None,
+    *,
+    size: Size | None = None,
+    name: str = "",
+) -> bytes | None:
     """The source's own OME-XML, its image alone; None if it cannot be parsed.
 
     Parameters
     ----------
-    scene
-        Which of its images.
+    scene, size, name
+        Which of its images: that of this size and name, else the ``scene``-th.
     anonymous
         Keep only the elements that describe the optics and the pixels, and call the image this.
     mpp
@@ -126,8 +134,9 @@ def kept(xml: str, scene: int, anonymous: str | None = None, mpp: Mpp | None = N
     if space:
         ET.register_namespace("", space)
     images = [element for element in root if _local(element) == "Image"]
-    for i, image in enumerate(images):
-        if i != scene and len(images) > 1:
+    wanted = _pick(images, scene, size, name)
+    for image in images:
+        if image is not wanted and len(images) > 1:
             root.remove(image)
     for parent in list(root.iter()):
         for child in list(parent):
@@ -139,6 +148,20 @@ def kept(xml: str, scene: int, anonymous: str | None = None, mpp: Mpp | None = N
             _say_metadata_only(parent, space)
             parent.attrib.update(_physical(mpp) if mpp else {})
     return _document(root)
+
+
+def _pick(images: list[ET.Element], scene: int, size: Size | None, name: str) -> ET.Element | None:
+    """The image that a scene is: associated images stand among the others."""
+
+    def fits(image: ET.Element) -> bool:
+        pixels = next((e for e in image if _local(e) == "Pixels"), None)
+        sides = (None, None) if pixels is None else (pixels.get("SizeX"), pixels.get("SizeY"))
+        return size is None or sides in {(str(size.x), str(size.y)), (str(size.y), str(size.x))}
+
+    numbered = images[scene : scene + 1]
+    order = [i for i in images if fits(i) and name and i.get("Name") == name]
+    order += [i for i in numbered if fits(i)] + [i for i in images if fits(i)] + numbered
+    return order[0] if order else None
 
 
 def _forget(element: ET.Element, name: str) -> None:

@@ -132,7 +132,7 @@ def create(store: Store, path: str, shape: Sequence[int], dtype: str, layout: La
             store.write_json(f"{path}/.zarray", document),
             store.write_json(f"{path}/.zattrs", {"_ARRAY_DIMENSIONS": list(layout.axes)}),
         ]
-    inner = layout.codec.zarr3(kind)
+    inner = layout.codec.zarr3(kind, layout.axes)
     index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
     sharding = {
         "name": "sharding_indexed",
@@ -412,7 +412,7 @@ class LevelArray:
         about = self._array.metadata.to_dict()
         sharding = _only(about.get("codecs"))
         inner = sharding.get("codecs", [])
-        codec = codecs.parse(inner)
+        codec = codecs.parse(inner, self.axes)
         shard, chunk = self._array.shards, self._array.chunks
         single = [axis for axis in self.axes if axis in "tz"]
         if (

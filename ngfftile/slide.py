@@ -306,6 +306,11 @@ class Slide:
             raise ResolutionError(f"no level {level}", self.url, f"It has levels 0 to {len(self.levels) - 1}.")
         return replace(found, t=self._plane("t", t), z=self._plane("z", z), profile=self._profile(color))
 
+    @property
+    def shown(self) -> dict[str, int]:
+        """The point in time and the focal plane that are taken where none is asked for."""
+        return {axis: self._plane(axis, None) for axis in "tz"}
+
     def _plane(self, axis: str, wanted: int | None) -> int:
         """A point in time or focal plane, by default the one that the store shows first."""
         count, shown = (self.t, self.multiscale.t) if axis == "t" else (self.z, self.multiscale.z)

@@ -160,9 +160,9 @@ def _mask(slide: Slide, function: Callable[..., Any] | None, mpp: float) -> xr.D
     if finest is None:
         wanted = mpp / _ASSUMED_MPP
         level = min(slide.levels, key=lambda k: abs(np.log2(k.downsample / wanted)))
-        image = slide.image(level=level.index)
+        image = slide.image(level=level.index, t=slide.shown["t"], z=slide.shown["z"])
     else:
-        image = slide.image(mpp=max(mpp, finest.x, finest.y))
+        image = slide.image(mpp=max(mpp, finest.x, finest.y), t=slide.shown["t"], z=slide.shown["z"])
     mask = function(image)
     if not isinstance(mask, xr.DataArray):
         mask = xr.DataArray(mask) if getattr(mask, "ndim", 0) != 2 else xr.DataArray(mask, dims=("y", "x"))

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,7 @@ from rich.markup import escape
 import ngfftile as nt
 from ngfftile.cli.batch import STORE, batch, err, inputs, out, targets
 from ngfftile.cli.facts import facts_of
-from ngfftile.errors import NgfftileError, OptionError, StoreError
+from ngfftile.errors import NgfftileError, OptionError, SourceError, StoreError
 from ngfftile.locations import local_path
 
 app = typer.Typer(
@@ -128,18 +129,26 @@ def info(
     slide: Annotated[str, typer.Argument(help="A vendor's file, a DICOM folder, or an OME-Zarr store.")],
     as_json: AsJson = False,
     reader: Reader = None,
+    scene: Scene = None,
 ) -> None:
     """What a slide is: levels, resolution, vendor, associated images. Reads headers only."""
-    facts = facts_of(slide, reader)
+    facts = facts_of(slide, reader, scene)
     if as_json:
         _print_json(facts)
         return
     mpp = f"{facts['mpp_x']:.6g} x {facts['mpp_y']:.6g} µm/px" if facts["mpp_x"] else f"unknown: {facts['mpp_source']}"
     out.print(f"[bold]{escape(Path(slide).name)}[/]  {escape(facts['format'])}, {escape(str(facts['vendor']))}")
-    out.print(f"  size        {facts['width']} x {facts['height']}, {facts['channels']} x {facts['dtype']}")
+    stack = "".join(f" x {facts[axis]} {axis}" for axis in "zt" if facts[axis] > 1)
+    out.print(f"  size        {facts['width']} x {facts['height']}{stack}, {facts['channels']} x {facts['dtype']}")
+    if len(facts["channel_names"]) != 3 or facts["channel_names"][0] != "Red":
+        out.print(f"  channels    {escape(', '.join(facts['channel_names']))}")
+    if facts["scenes"]:
+        out.print(f"  scene       {facts['scene']} of {len(facts['scenes'])}: {escape(', '.join(facts['scenes']))}")
     out.print(f"  mpp         {escape(mpp)}")
     out.print(f"  objective   {facts['objective_power'] or 'unknown'}")
-    out.print(f"  associated  {', '.join(facts['associated']) or 'none'}")
+    out.print(f"  acquired    {escape(facts['acquired'] or 'unknown')}")
+    out.print(f"  profile     {facts['icc_bytes']} bytes" if facts["icc_bytes"] else "  profile     none")
+    out.print(f"  associated  {', '.join(facts['associated']) or 'none'}; read by {facts['reader']}")
     for level in facts["levels"]:
         at = f"  {level['mpp_x']:.4g} µm/px" if level["mpp_x"] else ""
         size = f"{level['width']} x {level['height']}"
@@ -221,9 +230,10 @@ def convert(
     identifying: dict[str, None] = {}
 
     def one(source: str, report: Callable[[int, int], None]) -> str:
-        lines = []
-        for which, target in _scenes(source, places[source], scene, reader):
-            done = nt.convert(
+        lines, failed = [], []
+        for which, target in _scenes(source, places[source], scene, reader, exact=dest.rstrip("/").endswith(STORE)):
+            convert_one = partial(
+                nt.convert,
                 source,
                 target,
                 chunk=chunk,
@@ -244,8 +254,15 @@ def convert(
                 scene=which,
                 progress=report,
             )
+            try:
+                done = convert_one()
+            except SourceError as error:  # the other scenes may be whole
+                failed.append(error)
+                continue
             identifying.update(dict.fromkeys(done.identifying))
-            lines.append(str(done))
+            lines += [str(done), *(f"  note {note}" for note in done.notes)]
+        if failed:
+            raise SourceError("; ".join([*lines, *(str(error) for error in failed)]) if lines else str(failed[0]))
         return "\n".join(lines)
 
     try:
@@ -256,13 +273,16 @@ def convert(
             err.print(f"[yellow]note[/] kept what can name a person: {escape(told)}. To leave it out: --deidentify")
 
 
-def _scenes(source: str, target: str, scene: int | None, reader: str | None) -> list[tuple[int | None, str]]:
-    """The slides in a file, and a store for each."""
-    found = nt.open_source(source, reader).info.scenes if scene is None else ()
-    if not found:
+def _scenes(
+    source: str, target: str, scene: int | None, reader: str | None, *, exact: bool
+) -> list[tuple[int | None, str]]:
+    """The slides in a file that are wanted, and a store for each."""
+    found = nt.open_source(source, reader).info.scenes
+    if not found or (scene is not None and exact):
         return [(scene, target)]
     stem = target.removesuffix(STORE).removesuffix(".ome")
-    return [(i, f"{stem}.scene-{i}.ome{STORE}") for i in range(len(found))]
+    wanted = range(len(found)) if scene is None else [scene]
+    return [(i, f"{stem}.scene-{i}.ome{STORE}") for i in wanted]
 
 
 @app.command()
@@ -281,10 +301,11 @@ def verify(
     names = inputs(stores, stores=True)
     if source is not None and len(names) > 1:
         raise OptionError(f"{len(names)} stores but one source", source, "Verify one store with its source.")
-    reports = []
+    reports: list[dict[str, Any]] = []
 
     def one(store: str, report: Callable[[int, int], None]) -> str:
-        found = nt.verify(
+        found = _verified(
+            reports,
             store,
             source=source,
             full=full,
@@ -294,7 +315,6 @@ def verify(
             workers=workers,
             progress=report,
         )
-        reports.append(found)
         if not found.ok:
             raise StoreError(str(found).removeprefix(f"{found.url}: "), found.url)
         return str(found)
@@ -303,7 +323,18 @@ def verify(
         batch(names, one, "tasks", log_file, quiet=as_json)
     finally:
         if as_json:
-            _print_json(reports[0].to_dict() if len(names) == 1 and reports else [r.to_dict() for r in reports])
+            _print_json(reports[0] if len(names) == 1 and reports else reports)
+
+
+def _verified(reports: list[dict[str, Any]], store: str, **options: Any) -> nt.Report:
+    """Verify a store, and add what JSON tells of it."""
+    try:
+        found = nt.verify(store, **options)
+    except NgfftileError as error:
+        reports.append({"url": store, "ok": False, "error": str(error)})
+        raise
+    reports.append(found.to_dict())
+    return found
 
 
 @app.command()

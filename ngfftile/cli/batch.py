@@ -23,6 +23,8 @@ STORE = ".zarr"
 _SLIDES = frozenset(
     [".svs", ".tif", ".tiff", ".btf", ".ndpi", ".scn", ".bif", ".mrxs", ".vms", ".vmu", ".qptiff", ".czi", ".svslide"]
 )
+# Beside slides they are thumbnails and labels, alone they are slides.
+_PICTURES = frozenset([".png", ".jpg", ".jpeg", ".jp2", ".webp", ".bmp", ".gif"])
 
 
 def is_store(path: str) -> bool:
@@ -57,6 +59,7 @@ def _folder(folder: Path, *, stores: bool) -> list[str]:
         found += [str(p) for p in inside if p.suffix.lower() in _SLIDES or (p.is_dir() and any(p.glob("*.dcm")))]
         # Stores beside slides are what earlier runs made of them; alone they are what is to be converted.
         found = found or [str(p) for p in inside if is_store(str(p))]
+        found = found or [str(p) for p in inside if p.suffix.lower() in _PICTURES]
     if not found:
         raise MissingError(f"no {'stores' if stores else 'slides'} in this folder", str(folder), "Check the path.")
     return found

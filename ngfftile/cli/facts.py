@@ -8,14 +8,20 @@ import ngfftile as nt
 from ngfftile.cli.batch import is_store
 
 
-def facts_of(slide: str, reader: str | None) -> dict[str, Any]:
+def facts_of(slide: str, reader: str | None, scene: int | None = None) -> dict[str, Any]:
     """The facts of a slide by name, as JSON has them."""
-    return _store_facts(nt.open(slide)) if is_store(slide) else _source_facts(nt.open_source(slide, reader).info)
+    return _store_facts(nt.open(slide)) if is_store(slide) else _source_facts(nt.open_source(slide, reader, scene).info)
 
 
 def _source_facts(about: nt.SourceInfo) -> dict[str, Any]:
     rows = [(size.x, size.y, about.size.x / size.x, about.size.y / size.y) for size in about.levels]
-    head = {"format": about.format, "vendor": about.vendor, "reader": about.reader, "scenes": list(about.scenes)}
+    head = {
+        "format": about.format,
+        "vendor": about.vendor,
+        "reader": about.reader,
+        "scenes": list(about.scenes),
+        "scene": about.scene,
+    }
     tail = {
         "z": about.z,
         "t": about.t,
@@ -33,7 +39,13 @@ def _source_facts(about: nt.SourceInfo) -> dict[str, Any]:
 
 def _store_facts(slide: nt.Slide) -> dict[str, Any]:
     rows = [(k.size.x, k.size.y, k.downsample, k.downsample_y) for k in slide.levels]
-    head: dict[str, Any] = {"format": "OME-Zarr", "vendor": slide.vendor, "reader": "ngfftile", "scenes": []}
+    head: dict[str, Any] = {
+        "format": "OME-Zarr",
+        "vendor": slide.vendor,
+        "reader": "ngfftile",
+        "scenes": [],
+        "scene": 0,
+    }
     tail = {
         "ngff": slide.multiscale.version,
         "z": slide.z,
@@ -45,7 +57,7 @@ def _store_facts(slide: nt.Slide) -> dict[str, Any]:
         "associated": list(slide.associated),
         "properties": dict(slide.properties),
         "mpp_source": slide.facts.get("mpp_source", "the store's scale" if slide.mpp else "the store does not say"),
-        "notes": list(slide.facts.get("notes", [])),
+        "notes": [*slide.facts.get("notes", []), *_damaged(slide)],
     }
     return (
         head | _pixels(slide.size, len(slide.channels), str(slide.dtype), slide.mpp, slide.objective_power, rows) | tail
@@ -81,3 +93,10 @@ def _pixels(
         "objective_power": power,
         "levels": levels,
     }
+
+
+def _damaged(slide: nt.Slide) -> list[str]:
+    """Places of the source's damaged tiles, in a sentence."""
+    tiles = slide.facts.get("damaged") or []
+    where = ", ".join(f"x {tile['x']} y {tile['y']}" for tile in tiles[:5]) + (", ..." if len(tiles) > 5 else "")
+    return [f"{len(tiles)} damaged tiles of the source are background: {where}"] if tiles else []

@@ -164,20 +164,28 @@ class Instance:
 
     def stream(self, frame: Frame) -> bytes:
         """One compressed frame as it is stored."""
-        return _joined(self._stored(frame.number))
+        data = _joined(self._stored(frame.number))
+        if _ends(data):
+            return data
+        raise self._error(frame, "its stream is cut short")
+
+    def _error(self, frame: Frame, why: object) -> SourceError:
+        return SourceError(
+            f"frame {frame.number + 1} of {self.path.name} (x {frame.x}, y {frame.y}) does not decode ({why})",
+            str(self.path),
+            "The file is damaged there: copy or scan it again.",
+        )
 
     def decode(self, frame: Frame) -> Array:
         """One frame, (y, x, sample)."""
         try:
             data = self._stored(frame.number)
-            return self._pixels(data if self.syntax in _NATIVE else _joined(data))
+            return self._pixels(data if self.syntax in _NATIVE else self.stream(frame))
+        except SourceError:
+            raise
         # Any failure of a decoder is damage of this frame, and the message must name it.
         except Exception as error:
-            raise SourceError(
-                f"frame {frame.number + 1} of {self.path.name} (x {frame.x}, y {frame.y}) does not decode ({error})",
-                str(self.path),
-                "The file is damaged there: copy or scan it again.",
-            ) from error
+            raise self._error(frame, error) from error
 
     def _pixels(self, data: bytes) -> Array:
         if self.syntax in _NATIVE or self.syntax == _RLE:
@@ -343,3 +351,9 @@ def _check_kind(instance: Instance) -> None:
     for reason, holds in reasons.items():
         if holds:
             raise SourceError(reason, str(instance.path))
+
+
+def _ends(data: bytes) -> bool:
+    """Whether a stream that begins as JPEG or JPEG 2000 has its end (FFD9), which DICOM pads with zeros."""
+    begins = data.startswith((b"\xff\xd8", b"\xff\x4f"))
+    return not begins or data.rstrip(b"\0").endswith(b"\xff\xd9")

@@ -118,7 +118,13 @@ def qptiff(descriptions: Sequence[str]) -> Facts:
         source,
         objective_power=number(first.get("Objective", "").lower().rstrip("x")),
         channels=tuple(Named(one.get("Name", ""), _decimal_color(one.get("Color", ""))) for one in named),
-        properties={f"qptiff.{name}": value for name, value in first.items() if value},
+        properties={f"qptiff.{name}": value for name, value in first.items() if value}
+        | {
+            f"qptiff.channel[{i}].{name}": value
+            for i, one in enumerate(named[1:], 1)
+            for name, value in one.items()
+            if value and value != first.get(name)
+        },
     )
 
 
@@ -168,8 +174,8 @@ def imagej(about: Mapping[str, Any], x: Any, y: Any) -> Facts:
     """ImageJ's description, and XResolution and YResolution, which count in its unit whatever their own tag says."""
     unit = str(about.get("unit", "")).replace("\\u00B5", "µ").replace("\u03bc", "µ")
     factor, step = LENGTHS.get(unit), about.get("spacing")
-    sized = factor and x and y and all((*x, *y))
-    mpp = Mpp(factor * x[1] / x[0], factor * y[1] / y[0]) if factor and sized else None
+    per_x, per_y = _per_unit(x), _per_unit(y)
+    mpp = Mpp(factor / per_x, factor / per_y) if factor and per_x and per_y else None
     found, source = plausible(mpp, f"ImageJ's resolution in {unit}")
     return Facts(
         "ImageJ TIFF",
@@ -198,10 +204,18 @@ def lsm_channels(about: Any) -> tuple[Named, ...]:
 
 def tag_mpp(x: Any, y: Any, unit: Any) -> tuple[Mpp | None, str]:
     """Micrometres per pixel from TIFF's XResolution, YResolution and ResolutionUnit (2 inch, 3 centimetre)."""
-    micrometres = {2: 25_400.0, 3: 10_000.0}.get(int(unit or 0))
-    if micrometres is None or not x or not y or not all((*x, *y)):
+    micrometres = {2: 25_400.0, 3: 10_000.0}.get(unit if isinstance(unit, int) else 0)
+    per_x, per_y = _per_unit(x), _per_unit(y)
+    if micrometres is None or not per_x or not per_y:
         return None, "the file does not say"
-    return plausible(Mpp(micrometres * x[1] / x[0], micrometres * y[1] / y[0]), "TIFF resolution tags")
+    return plausible(Mpp(micrometres / per_x, micrometres / per_y), "TIFF resolution tags")
+
+
+def _per_unit(value: Any) -> float | None:
+    """Pixels in a unit, from a rational or, against the specification, a plain number."""
+    pair = value if isinstance(value, tuple) and len(value) == 2 else (value, 1)
+    above, below = (number(str(part)) for part in pair)
+    return above / below if above and below else None
 
 
 def tag_date(value: Any) -> str | None:

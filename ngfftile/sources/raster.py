@@ -283,6 +283,8 @@ class Raster:
         frame = streams.frame(data, self.compression)
         if frame is None:
             raise self.error(row, col, "it has no header of its picture")
+        if not streams.whole(data, self.compression):
+            raise self.error(row, col, "its stream is cut short")
         if not self.grid.fits(frame, row, col):
             raise self.error(row, col, f"it declares {frame.width} x {frame.height} pixels")
         return data, frame

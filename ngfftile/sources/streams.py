@@ -35,6 +35,14 @@ class Frame:
     mixed: bool = True
 
 
+def whole(data: bytes, compression: int) -> bool:
+    """Whether a JPEG or JPEG 2000 stream has its end; a decoder fills what is cut off, and says nothing.
+
+    Writers pad with zeros. ITU-T T.81, B.1.1.3 (EOI), and T.800, A.4.4 (EOC): both are FFD9.
+    """
+    return compression not in JPEG | JPEG2000 or data.rstrip(b"\0").endswith(b"\xff\xd9")
+
+
 def frame(data: bytes, compression: int) -> Frame | None:
     """The header of a stream of TIFF's ``compression``; None where it has none, or none that is understood."""
     try:

@@ -45,6 +45,10 @@ class Conversion:
         Objects of pixels that this run wrote, and that an interrupted one had left.
     damaged
         Tiles of the source that did not decode, and became background.
+    places
+        Where the first of them are.
+    notes
+        What a user should know of the slide.
     identifying
         Names of the associated images and properties in the store that can name a person.
     """
@@ -57,12 +61,15 @@ class Conversion:
     found: int
     damaged: int = 0
     identifying: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if not self.seconds:
             return f"{self.path.name}: up to date, nothing written"
         again = f", {self.found} objects of an earlier run kept" if self.found else ""
-        again += f"; {self.damaged} damaged tiles became background" if self.damaged else ""
+        where = ", ".join(self.places) + (", ..." if self.damaged > len(self.places) else "")
+        again += f"; {self.damaged} damaged tiles became background ({where})" if self.damaged else ""
         return (
             f"{self.path.name}: {self.pixels / 1e6:,.1f} MP in {self.seconds:.1f} s "
             f"({self.pixels / 1e6 / self.seconds:.1f} MP/s), {human_bytes(self.bytes)}{again}"
@@ -165,7 +172,7 @@ def convert(
             return Conversion(place, pixels, Store(place).size(), 0.0, 0, 0)
         draft.begin(run.identity, overwrite=overwrite)
         try:
-            written, found, bad = run.write(draft)
+            written, found, damaged_tiles = run.write(draft)
         except (SourceError, OptionError):
             draft.discard()
             raise
@@ -173,7 +180,9 @@ def convert(
             raise StoreError(error.what, str(draft.folder), "Remove that folder, and convert again.") from error
     seconds = time.perf_counter() - begun
     size = Store(place).size()
-    return Conversion(place, pixels, size, seconds, written, found, bad, tuple(identifying(what)))
+    places = tuple(f"x {tile['x']} y {tile['y']}" for tile in damaged_tiles[:3])
+    people, bad = tuple(identifying(what)), len(damaged_tiles)
+    return Conversion(place, pixels, size, seconds, written, found, bad, people, places, slide.info.notes)
 
 
 @dataclass(frozen=True)
@@ -188,7 +197,7 @@ class _Run:
     workers: int | None
     progress: Progress | None
 
-    def write(self, draft: Draft) -> tuple[int, int, int]:
+    def write(self, draft: Draft) -> tuple[int, int, list[dict[str, Any]]]:
         """Write all, and commit; returns objects written and found, and damaged tiles."""
         what, format_ = self.what, ngff.zarr_format(self.what.options.ngff)
         # The target is often called after the source, and that after a case.
@@ -200,7 +209,7 @@ class _Run:
         damaged = _damaged(draft.folder)
         attributes = root_attributes(what, self.identity, draft.store, damaged, name, getattr(self.slide, "labels", ()))
         draft.commit(attributes, job.keys, written + new, format_)
-        return len(job.keys) - found, found, len(damaged)
+        return len(job.keys) - found, found, damaged
 
     def _levels(self, job: Job, progress: Progress | None) -> tuple[list[Written], int]:
         """Write what is missing of the levels; returns what was written, and how many objects were there."""

@@ -49,9 +49,10 @@ def write_around(slide: Source, what: ConversionPlan, store: Store, name: str) -
         written.append(store.write("associated/icc", info.icc))
     anonymous = name if what.options.deidentify else None
     given = what.mpp if what.mpp != info.mpp else None
-    xml = omexml.kept(info.ome_xml, info.scene, anonymous, given) if info.ome_xml else None
+    scene = info.scenes[info.scene] if info.scenes else ""
+    own = info.ome_xml and omexml.kept(info.ome_xml, info.scene, anonymous, given, size=info.size, name=scene)
     written += store.create_group("OME", {}, format_)
-    written.append(store.write("OME/METADATA.ome.xml", xml or omexml.made(_facts(what, name))))
+    written.append(store.write("OME/METADATA.ome.xml", own or omexml.made(_facts(what, name))))
     return written
 
 

@@ -7,13 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ngfftile import cluster, codecs, ngff
 from ngfftile.codecs import Codec, Jpeg, Zstd
 from ngfftile.errors import OptionError
 from ngfftile.geometry import Mpp
 from ngfftile.pyramid import PyramidPlan, Shard
 from ngfftile.resample import METHODS
-from ngfftile.shards import Layout
+from ngfftile.shards import MOST_CHUNK_BYTES, Layout
 from ngfftile.sources import SourceInfo, open_source
 
 # Measured by benchmarks/convert.py on stained slides, JPEG sources: zstd-3 stores 0.2 to 0.4 of the raw bytes.
@@ -350,6 +352,14 @@ def plan_for(info: SourceInfo, options: Options, workers: int | None = None) -> 
     """The plan of an open source; see `plan`."""
     cluster.check("threads", workers)
     codec, coarse = _codecs(info, options)
+    dtype = np.dtype(info.dtype)
+    for one in (codec, coarse):  # what they cannot hold is said now, not by the conversion
+        _ = one.zarr2(dtype) if options.ngff == "0.4" else one.zarr3(dtype)
+    decoded = options.chunk**2 * info.depth * dtype.itemsize
+    if decoded > MOST_CHUNK_BYTES:
+        raise OptionError(
+            f"a chunk of {options.chunk} would have {decoded} bytes", "plan", f"At most {MOST_CHUNK_BYTES} are read."
+        )
     pyramid = PyramidPlan(
         info.size,
         len(info.channels),
