@@ -240,3 +240,98 @@ def test_views_of_yes_or_no_pixels_are_nearest(tmp_path):
     tifffile.imwrite(tmp_path / "x.tif", pixels, resolution=(20000, 20000), resolutionunit="CENTIMETER")
     nt.convert(tmp_path / "x.tif", tmp_path / "x.ome.zarr")
     assert nt.open(tmp_path / "x.ome.zarr").image(mpp=0.7).to_numpy().dtype == bool
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "jpeg2000"])
+def test_a_stream_that_is_cut_short_is_damage(compression, tmp_path):
+    pixels = RANDOM.integers(0, 255, (256, 384, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", pixels, photometric="rgb", tile=(128, 128), compression=compression)
+    with tifffile.TiffFile(tmp_path / "x.tif") as tiff:
+        offset, count = tiff.pages[0].dataoffsets[4], tiff.pages[0].databytecounts[4]
+    with (tmp_path / "x.tif").open("r+b") as file:
+        file.seek(offset + count // 2)
+        file.write(bytes(count - count // 2))
+    with pytest.raises(SourceError, match=r"row 1, column 1 .*cut short"):
+        nt.convert(tmp_path / "x.tif", tmp_path / "x.ome.zarr")
+    done = nt.convert(tmp_path / "x.tif", tmp_path / "x.ome.zarr", damaged="fill")
+    assert "1 damaged tiles became background (x 128 y 128)" in str(done)
+    nt.convert(tmp_path / "x.ome.zarr", tmp_path / "y.ome.zarr")
+    assert len(nt.open(tmp_path / "y.ome.zarr").facts["damaged"]) == 1
+    told = subprocess.run([COMMAND, "info", tmp_path / "y.ome.zarr"], check=True, capture_output=True, text=True).stdout
+    assert "1 damaged tiles of the source are background: x 128 y 128" in told
+
+
+@pytest.mark.parametrize("codec", ["jpeg:90", "source"])
+def test_stacks_can_be_jpeg(codec, tmp_path):
+    pixels = np.stack([np.full((200, 180), 40 * i, np.uint8) for i in range(6)]).reshape(2, 3, 200, 180)
+    tifffile.imwrite(
+        tmp_path / "x.ome.tif",
+        pixels,
+        metadata={"axes": "ZCYX"},
+        tile=(64, 64),
+        compression="jpeg",
+        photometric="minisblack",
+    )
+    nt.convert(tmp_path / "x.ome.tif", tmp_path / "x.ome.zarr", codec=codec)
+    found = nt.open(tmp_path / "x.ome.zarr").image(level=0).to_numpy()
+    assert found.shape == (3, 2, 200, 180)
+    assert np.abs(found.astype(int) - pixels.transpose(1, 0, 2, 3)).max() <= 2
+    assert np.array_equal(zarr.open_array(tmp_path / "x.ome.zarr/0")[...], found)
+    assert nt.verify(tmp_path / "x.ome.zarr", source=tmp_path / "x.ome.tif").ok
+
+
+def test_tissue_is_found_on_stacks(tmp_path):
+    pixels = RANDOM.integers(0, 255, (3, 600, 600), np.uint8)
+    about = {"axes": "ZYX", "PhysicalSizeX": 1.0, "PhysicalSizeY": 1.0}
+    tifffile.imwrite(tmp_path / "x.ome.tif", pixels, metadata=about)
+    nt.convert(tmp_path / "x.ome.tif", tmp_path / "x.ome.zarr")
+    index = nt.tile(tmp_path / "x.ome.zarr", nt.TileGrid(extent=64, level=0), tissue="otsu", min_fraction=0.0)
+    assert np.array_equal(index.read(0)[..., 0], pixels[1, :64, :64])
+
+
+def test_ome_xml_is_that_of_the_slide_and_not_of_its_label(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "x.ome.tif", ome=True) as tiff:
+        tiff.write(np.zeros((50, 60, 3), np.uint8), photometric="rgb", metadata={"axes": "YXS", "Name": "label image"})
+        tiff.write(
+            np.zeros((200, 300, 3), np.uint8),
+            photometric="rgb",
+            metadata={"axes": "YXS", "Name": "slide", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5},
+        )
+    nt.convert(tmp_path / "x.ome.tif", tmp_path / "x.ome.zarr")
+    slide = nt.open(tmp_path / "x.ome.zarr")
+    assert slide.size == nt.Size(300, 200)
+    assert 'SizeX="300"' in slide.ome_xml
+    assert 'SizeX="60"' not in slide.ome_xml
+
+
+@pytest.mark.parametrize("value", [(11, 1, 20000.0), (4, 1, 20000), (5, 1, (20000, 1))], ids=str)
+def test_resolution_tags_of_odd_types_are_numbers_too(value, tmp_path):
+    kind, count, number = value
+    tags = [(code, kind, count, number, True) for code in (282, 283)] + [(296, 3, 1, 3, True)]
+    tifffile.imwrite(tmp_path / "x.tif", np.zeros((40, 50), np.uint8), extratags=tags, resolution=None)
+    info = nt.open_source(tmp_path / "x.tif").info
+    assert info.size == nt.Size(50, 40)
+
+
+def test_scenes_keep_their_names_and_fail_one_by_one(tmp_path):
+    random = RANDOM.integers(0, 255, (256, 256), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "x.ome.tif", ome=True) as tiff:
+        for side in (256, 128):
+            tiff.write(
+                random[:side, :side], tile=(64, 64), compression="jpeg", metadata={"axes": "YX", "Name": f"of {side}"}
+            )
+    subprocess.run([COMMAND, "convert", tmp_path / "x.ome.tif", "-o", tmp_path / "a", "--scene", "1"], check=True)
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["x.scene-1.ome.zarr"]
+    told = subprocess.run([COMMAND, "info", tmp_path / "x.ome.tif"], check=True, capture_output=True, text=True).stdout
+    assert "scene       0 of 2: of 256, of 128" in told
+    with tifffile.TiffFile(tmp_path / "x.ome.tif") as tiff:
+        offset, count = tiff.series[0].keyframe.dataoffsets[5], tiff.series[0].keyframe.databytecounts[5]
+    with (tmp_path / "x.ome.tif").open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(count))
+    run = subprocess.run(
+        [COMMAND, "convert", tmp_path / "x.ome.tif", "-o", tmp_path / "b"], check=False, capture_output=True, text=True
+    )
+    assert run.returncode == 1
+    assert "row 1, column 1" in run.stderr
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["x.scene-1.ome.zarr"]

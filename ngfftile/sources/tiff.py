@@ -38,6 +38,7 @@ _OTHERS = {  # tifffile's flag: the format, for the sentence that says who reads
 }
 _OVERLAPPING = {"bif", "trestle"}  # tifffile lays their tiles side by side
 _MOST_NDPI = 65_500  # pixels: the side of the largest JPEG; Hamamatsu bends it for more
+_OLD_JPEG = 6
 _APERIO_YCC = 33003  # stored as YCbCr but not marked so; tifffile hands it out unconverted
 _MOST_ASSOCIATED = 1 << 28  # bytes
 
@@ -188,6 +189,8 @@ def _check_page(path: Path, tiff: tifffile.TiffFile, one: Any) -> None:
     reason = samples.refusal(key)
     if not reason and compression not in tifffile.TIFF.DECOMPRESSORS:
         reason = f"compression {compression} is not known"
+    if not reason and compression == _OLD_JPEG:
+        reason = "JPEG of the old style (compression 6)"
     if not reason and compression == _APERIO_YCC:
         reason = "JPEG 2000 in YCbCr (33003)"
     if not reason and one.transform is not None:
