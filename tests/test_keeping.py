@@ -335,3 +335,10 @@ def test_scenes_keep_their_names_and_fail_one_by_one(tmp_path):
     assert run.returncode == 1
     assert "row 1, column 1" in run.stderr
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["x.scene-1.ome.zarr"]
+
+
+def test_a_plain_tiff_that_is_called_ndpi_is_read_by_its_content(tmp_path):
+    pixels = RANDOM.integers(0, 255, (90, 80, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "x.ndpi", pixels, photometric="rgb", compression="lzw", tile=(32, 32))
+    nt.convert(tmp_path / "x.ndpi", tmp_path / "x.ome.zarr")
+    assert np.array_equal(nt.open(tmp_path / "x.ome.zarr").image(level=0), pixels.transpose(2, 0, 1))

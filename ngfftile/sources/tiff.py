@@ -84,7 +84,9 @@ def open_any_tiff(path: Path, scene: int = 0) -> Source:
 def _open(path: Path, scene: int, *, anything: bool) -> Source:
     try:
         likeness = ifd.check_directories(path)
-        with tifffile.TiffFile(path) as tiff:
+        # tifffile reads whatever is called .ndpi by Hamamatsu's rules; of theirs no directories are walked.
+        misnamed = bool(likeness) and path.suffix.lower() == ".ndpi"
+        with tifffile.TiffFile(path, **({"is_ndpi": False} if misnamed else {})) as tiff:
             return TiffSource(path, tiff, likeness, scene, anything=anything)
     except NgfftileError:
         raise
