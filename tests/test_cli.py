@@ -171,6 +171,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(svs, tmp_path):
         pytest.skip("no leave to mount a small disk here")
     try:
         result = run("convert", svs, "-o", disk / "x.ome.zarr", code=1)
+        assert f"{disk}/x.ome.zarr.partial" in result.stderr
         assert "No space left on device" in result.stderr
         assert not (disk / "x.ome.zarr").exists()
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
