@@ -18,7 +18,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import tifffile
-from numcodecs import zstd
+from backports import zstd
 from numpy.typing import NDArray
 
 SHARD, CHUNK, FILL = 4096, 256, 255
@@ -45,6 +45,9 @@ class _Scratch(threading.local):
     def __init__(self) -> None:
         self.pixels = np.empty((SHARD, SHARD, 3), np.uint8)
         self.chunk = np.empty((3, CHUNK, CHUNK), np.uint8)
+        of = zstd.CompressionParameter
+        about: dict[int, int] = {of.compression_level: 3, of.checksum_flag: 1}
+        self.zstd = zstd.ZstdCompressor(options=about)
         half = CHUNK // 2
         self.work = [np.empty((3, rows, half), np.uint16) for rows in (CHUNK, CHUNK, half)]
 
@@ -128,7 +131,8 @@ class Roofline:
                     chunk[...] = FILL
                 chunk[:, : part.shape[1], : part.shape[2]] = part
                 if chunk.flat[0] != FILL or (chunk != FILL).any():
-                    chunks[y // CHUNK * across + x // CHUNK] = zstd.compress(chunk.data, 3, True)
+                    frame = scratch.zstd.compress(chunk.data, scratch.zstd.FLUSH_FRAME)
+                    chunks[y // CHUNK * across + x // CHUNK] = frame
                 if above is not None:
                     halve(chunk, scratch.work, above[:, y // 2 : y // 2 + half, x // 2 : x // 2 + half])
         return chunks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -104,6 +105,18 @@ class Region:
         """The part of this region inside ``other``; of width or height 0 where they do not meet."""
         x, y = max(self.x, other.x), max(self.y, other.y)
         return Region(x, y, max(0, min(self.right, other.right) - x), max(0, min(self.bottom, other.bottom) - y))
+
+    def pieces(self, side: int) -> Iterator[Region]:
+        """Squares that cover it from its first pixel on, row by row; the last ones may hang over.
+
+        Examples
+        --------
+        >>> len(list(Region(0, 0, 5, 3).pieces(2)))
+        6
+        """
+        for y in range(self.y, self.bottom, side):
+            for x in range(self.x, self.right, side):
+                yield Region(x, y, side, side)
 
     def inside(self, outer: Region) -> tuple[slice, slice]:
         """Row and column slices of this region in an array that holds ``outer``."""

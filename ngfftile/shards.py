@@ -205,21 +205,29 @@ def write_shard(
         chunk[:, :h, :w] = part
         if not layout.codec.lossless:
             _round_off(chunk, h, w)
+        # First, while the chunk is in the cache: a compressor's tables drive it out.
+        if mean is not None:
+            _halve(chunk, half, mean[:, y // 2 : (y + side) // 2, x // 2 : (x + side) // 2], height, width, method)
         for plane in range(planes if kept is None else 0):
             piece = chunk[plane * depth : (plane + 1) * depth]
             # A single chunk is always an object; in a shard the index can say that it is all fill value.
             if not layout.sharded or piece.flat[0] != layout.fill or not (piece == layout.fill).all():
                 encoded[(plane * across + y // side) * across + x // side] = encode(layout, piece)
-        if mean is not None:
-            _halve(chunk, half, mean[:, y // 2 : (y + side) // 2, x // 2 : (x + side) // 2], height, width, method)
     if kept is not None:
-        rows, cols = -(-height // side), -(-width // side)
-        for i, j in product(range(rows), range(cols)):
-            encoded[i * across + j] = kept[i * cols + j]
+        return write_kept(store, keys, kept, -(-width // side), layout)
     if layout.sharded:
         return [store.write(keys[0], *assemble(encoded))]
     single = [c for c in encoded if c is not None]
     return [store.write(key, data) for key, data in zip(keys, single, strict=True)]
+
+
+def write_kept(store: Store, keys: Sequence[str], kept: Chunks, across: int, layout: Layout) -> list[Written]:
+    """Write one shard of chunks that are compressed, row by row, ``across`` in a row."""
+    whole = layout.shard // layout.chunk
+    encoded: list[bytes | None] = [None] * whole**2
+    for i, chunk in enumerate(kept):
+        encoded[i // across * whole + i % across] = chunk
+    return [store.write(keys[0], *assemble(encoded))]
 
 
 def _round_off(chunk: Array, height: int, width: int) -> None:
@@ -249,6 +257,8 @@ def shrink(pixels: Array, mean: Array, side: int, method: str = "mean") -> None:
 
 def _halve(chunk: Array, half: Array, out: Array, height: int, width: int, method: str) -> None:
     # A level one pixel high or wide stays so: the pixel is its own neighbour.
+    if 1 in {height, width}:
+        chunk = chunk.copy()
     if height == 1:
         chunk[:, 1] = chunk[:, 0]
     if width == 1:

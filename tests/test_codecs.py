@@ -9,6 +9,7 @@ from ngfftile import codecs
 from ngfftile.codecs import Blosc, Jpeg, Jpeg2000, Zstd, jpeg_quality, named, parse
 from ngfftile.errors import OptionError
 from ngfftile.geometry import Region
+from ngfftile.resample import halve
 from ngfftile.shards import Layout, create, write_shard
 from ngfftile.store import Store
 
@@ -123,3 +124,29 @@ def test_other_codecs_are_left_to_zarr_python():
     assert parse([{"name": "bytes", "configuration": {"endian": "big"}}, {"name": "zstd"}]) is None
     assert parse([]) is None
     assert codecs.parse([{"name": "transpose", "configuration": {"order": [2, 0, 1]}}]) is None
+
+
+@pytest.mark.parametrize("space", ["ycbcr", "rgb", "grayscale"])
+@pytest.mark.parametrize("subsampling", ["444", "422", "420"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_kept_tile_decoded_at_half_size_is_near_the_mean_of_its_pixels(space, subsampling, shared):
+    depth = 1 if space == "grayscale" else 3
+    codec = Jpeg(80, space, subsampling)
+    codec = codec.sharing() if shared else codec
+    y, x = np.mgrid[:64, :64]
+    chunk = np.stack([128 + 60 * np.sin(x / (5 + c)) * np.cos(y / 7) for c in range(depth)]).astype(np.uint8)
+    stream = codec.stream(chunk)
+    decoded, mean, half = (np.empty((depth, n, n), np.uint8) for n in (64, 32, 32))
+    codec.decode(codec.seal(stream), decoded)
+    halve(decoded, mean)
+    codec.half(stream, half)
+    noise = np.sqrt(((mean.astype(float) - half) ** 2).mean())
+    assert 20 * np.log10(255 / noise) > 40
+    # What the stream says of its colours, rightly or not, does not count.
+    codec.half(
+        stream[:2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([space == "rgb"]) + stream[2:], again := half * 0
+    )
+    assert np.array_equal(again, half)
+    for broken in (stream[:40], stream[:-60], b"", b"\xff\xd8\xff\xd9", bytes(1000)):
+        with pytest.raises(ValueError):
+            codec.half(broken, half)

@@ -155,7 +155,7 @@ def root_attributes(
         "labels": sorted(labels),
         "pyramid": {
             "method": what.method,
-            "levels": ["source"] + [f"{what.method} of the level before"] * (len(pyramid.levels) - 1),
+            "levels": _levels(what),
         },
         "codec": what.codec_name,
         "notes": list(info.notes),
@@ -175,6 +175,14 @@ def root_attributes(
     )
     standard = ngff.image_attributes(name, pixels, channels, info.dtype, method, pyramid.z, what.options.ngff)
     return standard | {"ngfftile": ours}
+
+
+def _levels(what: ConversionPlan) -> list[str]:
+    """What each level was made of."""
+    made = [f"{what.method} of the level before"] * (len(what.pyramid.levels) - 1)
+    if what.scaled and made:
+        made[0] = "the level before, decoded at half size"
+    return ["source", *made]
 
 
 def _source(what: ConversionPlan, identity: dict[str, Any]) -> dict[str, Any]:

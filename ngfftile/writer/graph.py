@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -17,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ngfftile import shards
+from ngfftile.codecs import Jpeg
+from ngfftile.errors import SourceError
 from ngfftile.geometry import Region
 from ngfftile.pyramid import Cell, PyramidPlan, Shard
 from ngfftile.shards import LevelArray
@@ -113,6 +116,8 @@ def read_cell(job: Job, plane: int, cell: Cell) -> tuple[Array, list[Region]]:
 
 def write_base(job: Job, shard: Shard, shared: list[tuple[Array, list[Region]]]) -> Result:
     """Task: fill a level-0 shard from the source, write it, and shrink it."""
+    if job.what.scaled:
+        return _keep(job, shard)
     region = job.pyramid.region(shard)
     depth = job.pyramid.depth
     pixels = _buffer(region.width * region.height * depth, job.pyramid.dtype)
@@ -138,13 +143,55 @@ def _kept(job: Job, shard: Shard, region: Region, damaged: list[Region]) -> list
     source = cast(RawSource, job.source)
     seal: Callable[[bytes], bytes] = job.what.codec.seal  # type: ignore[attr-defined]
     chunks: list[bytes | None] = []
-    for y in range(region.y, region.bottom, side):
-        for x in range(region.x, region.right, side):
-            place = Region(x, y, side, side)
-            hit = any(place.clip(bad).width and place.clip(bad).height for bad in damaged)
-            raw = None if hit else source.raw(shard.plane, y // side, x // side)
-            chunks.append(None if raw is None else seal(raw))
+    for place in region.pieces(side):
+        hit = any(place.clip(bad).width and place.clip(bad).height for bad in damaged)
+        raw = None if hit else source.raw(shard.plane, place.y // side, place.x // side)
+        chunks.append(None if raw is None else seal(raw))
     return chunks
+
+
+def _keep(job: Job, shard: Shard, *, write: bool = True) -> Result:
+    """Put the source's own tiles into a level-0 shard, and make its mean of their scaled decoding."""
+    region, side, mean = job.pyramid.region(shard), job.pyramid.chunk, _mean_of(job, shard)
+    codec = cast(Jpeg, job.what.codec)
+    half = np.empty((job.pyramid.depth, side // 2, side // 2), np.uint8)
+    chunks: list[bytes | None] = []
+    for place in region.pieces(side):
+        raw = _halved(job, shard.plane, place, place.clip(region), half)
+        chunks.append(None if raw is None else codec.seal(raw))
+        if mean is not None:
+            y, x = (place.y - region.y) // 2, (place.x - region.x) // 2
+            target = mean[:, y : y + side // 2, x : x + side // 2]
+            target[...] = half[:, : target.shape[1], : target.shape[2]]
+    if not write:
+        return Result(mean, [])
+    layout, keys = job.what.layout(shard.level), job.what.keys(shard)
+    return Result(mean, shards.write_kept(job.store, keys, chunks, -(-region.width // side), layout))
+
+
+def _halved(job: Job, plane: int, place: Region, wanted: Region, half: Array) -> bytes | None:
+    """A source's tile as it is, None where it has none or a damaged one; fills ``half`` with its 2x mean.
+
+    Parameters
+    ----------
+    place, wanted
+        The tile, and what of it lies in the picture.
+    """
+    source, codec = cast(RawSource, job.source), cast(Jpeg, job.what.codec)
+    row, col = place.y // place.height, place.x // place.width
+    if place == wanted:
+        with suppress(SourceError, ValueError):  # the slow way says what is wrong
+            raw = source.raw(plane, row, col)
+            if raw is None:
+                half[...] = job.pyramid.fill
+            else:
+                codec.half(raw, half)
+            return raw
+    # At the border what lies outside the picture must not shine in.
+    pixels = np.zeros((place.height, place.width, job.pyramid.depth), np.uint8)
+    damaged = job.read(wanted, plane, "tile", pixels[: wanted.height, : wanted.width])
+    shards.shrink(pixels.transpose(2, 0, 1), half, place.width)
+    return None if damaged else source.raw(plane, row, col)
 
 
 def write_mean(job: Job, shard: Shard, children: list[Result]) -> Result:
@@ -169,6 +216,8 @@ def read_mean(job: Job, shard: Shard) -> Result:
     mean = _mean_of(job, shard)
     if mean is None:
         return Result(None, [])
+    if shard.level == 0 and job.what.scaled:
+        return _keep(job, shard, write=False)
     array = LevelArray(job.store, str(shard.level), pyramid.axes, whole=True)
     rest, z = divmod(shard.plane, pyramid.z)
     t, c = divmod(rest, pyramid.channels // pyramid.depth)

@@ -114,6 +114,15 @@ class ConversionPlan:
         """Whether level 0 keeps the source's own compressed tiles."""
         return self.options.codec.startswith("source")
 
+    @property
+    def scaled(self) -> bool:
+        """Whether kept tiles are decoded at half size for level 1, since that will be JPEG anyway."""
+        # Of a slide one pixel high the other row of blocks is not of the picture.
+        thick = min(self.pyramid.size.x, self.pyramid.size.y) > 1
+        return (
+            self.keeps and isinstance(self.codec, Jpeg) and not self.coarse.lossless and thick and self.method == "mean"
+        )
+
     def readable(self, level: int) -> bool:
         """Whether a stored level gives back the very pixels that its parent was made of."""
         return self.layout(level).codec.lossless or (self.keeps and level == 0)
