@@ -12,8 +12,17 @@ FLOORS = [
     {"errors"},
     {"geometry", "registry", "locations"},
     {"grid", "coverage", "resample", "pyramid", "ngff"},
-    {"store", "codecs", "cluster", "omexml", "color"},
-    {"shards"},
+    {
+        "store",
+        "codecs.protocol",
+        "codecs.lossless",
+        "codecs.jpeg",
+        "codecs",
+        "cluster",
+        "omexml",
+        "color",
+    },
+    {"shards", "draft"},
     {
         "sources.protocol",
         "sources.ifd",
@@ -28,6 +37,8 @@ FLOORS = [
         "sources.samples",
         "sources.streams",
         "sources.tiff",
+        "sources.child",
+        "sources.openslide_child",
         "sources.openslide",
         "sources.picture",
         "sources.dicom_file",
@@ -56,13 +67,13 @@ FLOORS = [
         "synthetic.svs",
         "synthetic",
     },
-    {"__init__", "cli.batch", "cli.facts", "cli"},
+    {"__init__", "cli.apart", "cli.batch", "cli.facts", "cli"},
     {"__main__"},
 ]
 DOORS = {
     "zarr": {"store", "shards"},
     "tifffile": {"sources.tiff", "synthetic.svs"},
-    "openslide": {"sources.openslide"},
+    "openslide": {"sources.openslide_child"},
     "dask": {"cluster", "lazy", "filters"},
     "distributed": {"cluster"},
     "pyarrow": {"index", "tiler"},
@@ -71,7 +82,7 @@ DOORS = {
 }
 OPTIONAL = {"distributed", "wsidicom", "pydicom", "pylibCZIrw", "bioio"}
 # One package of siblings may call each other: the shelves of one room.
-SHELVES = {"sources", "synthetic", "writer", "verify", "cli"}
+SHELVES = {"codecs", "sources", "synthetic", "writer", "verify", "cli"}
 
 
 def _modules():
@@ -91,6 +102,7 @@ def imports(tree):
         elif isinstance(node, ast.ImportFrom) and node.module:
             if node.module in (
                 "ngfftile",
+                "ngfftile.codecs",
                 "ngfftile.sources",
                 "ngfftile.synthetic",
                 "ngfftile.writer",

@@ -83,6 +83,16 @@ def test_kept_tiles_are_the_sources_own_and_decode_to_the_same_pixels(big, tmp_p
         assert np.abs(difference).mean() < 6
 
 
+@pytest.mark.parametrize("width", range(296, 304))
+def test_what_lies_beside_the_picture_in_its_last_tiles_does_not_shine_in(width, tmp_path):
+    """Writers fill them up with black, within a block of 8 pixels that is decoded at half size."""
+    grey = np.full((300, width, 3), 128, np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", grey, photometric="rgb", tile=(128, 128), compression="jpeg")
+    nt.convert(tmp_path / "x.tif", tmp_path / "x.ome.zarr", codec="source")
+    level = nt.open(tmp_path / "x.ome.zarr").image(level=1).to_numpy().astype(int)
+    assert np.abs(level - 128).max() <= 2
+
+
 def test_what_cannot_be_kept_is_refused_with_the_reason(tmp_path):
     pixels = np.zeros((300, 300, 3), np.uint8)
     tifffile.imwrite(tmp_path / "lzw.tif", pixels, photometric="rgb", tile=(128, 128), compression="lzw")

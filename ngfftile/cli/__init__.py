@@ -6,10 +6,10 @@ Exit codes: 0 good; 1 the data are bad (a slide failed); 2 it could not run (a b
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from functools import partial
 from importlib.metadata import version
@@ -20,7 +20,9 @@ import typer
 from rich.markup import escape
 
 import ngfftile as nt
-from ngfftile.cli.batch import STORE, batch, err, inputs, out, targets
+from ngfftile import cluster
+from ngfftile.cli.apart import silence
+from ngfftile.cli.batch import STORE, Outcome, batch, err, inputs, out, targets
 from ngfftile.cli.facts import facts_of
 from ngfftile.errors import NgfftileError, OptionError, SourceError, StoreError
 from ngfftile.locations import local_path
@@ -107,7 +109,12 @@ Reader = Annotated[
     str | None, typer.Option(help="The only reader to try: tiff, openslide, dicom, czi, ..., or a plug-in's.")
 ]
 Workers = Annotated[int | None, typer.Option(help="Tasks at one time; by default the cores there are.")]
-Scheduler = Annotated[str, typer.Option(help="threads, processes, or a dask scheduler's tcp://host:port.")]
+Scheduler = Annotated[str, typer.Option(help="threads, processes, slurm, or a dask scheduler's tcp://host:port.")]
+JobCount = Annotated[int | None, typer.Option("--jobs", help="SLURM jobs; by default 1. Lost ones are replaced.")]
+Cores = Annotated[int | None, typer.Option(help="Cores of a SLURM job; by default dask-jobqueue's configuration.")]
+Memory = Annotated[str | None, typer.Option(help="Memory of a SLURM job, such as 32GB.")]
+Walltime = Annotated[str | None, typer.Option(help="Time limit of a SLURM job, such as 04:00:00.")]
+Partition = Annotated[str | None, typer.Option(help="SLURM partition.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -221,56 +228,82 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished store.")] = False,
     workers: Workers = None,
     scheduler: Scheduler = "threads",
+    jobs: JobCount = None,
+    cores: Cores = None,
+    memory: Memory = None,
+    walltime: Walltime = None,
+    partition: Partition = None,
     reader: Reader = None,
     log_file: Annotated[Path | None, typer.Option(help="Append what happened to each slide.")] = None,
 ) -> None:
     """Convert slides to OME-Zarr; by default 0.5, and lossless. An interrupted run goes on where it stopped."""
     names = inputs(sources, stores=False)
     places = targets(names, dest)
-    identifying: dict[str, None] = {}
+    options = {
+        "chunk": chunk,
+        "shard": shard,
+        "codec": codec,
+        "ngff": ngff,
+        "profile": profile,
+        "method": method,
+        "planar": planar or None,
+        "mpp": mpp_override,
+        "associated": not no_associated,
+        "deidentify": deidentify,
+        "damaged": damaged,
+        "overwrite": overwrite,
+        "reader": reader,
+    }
+    cluster.check(scheduler, workers)
+    with _serving(scheduler, workers, jobs, cores, memory, walltime, partition) as served:
+        one = partial(
+            _convert, places, dest.rstrip("/").endswith(STORE), scene, options | {"scheduler": served}, workers
+        )
+        # A cluster's workers are apart already.
+        here = (workers or cluster.default_workers()) if scheduler == "threads" else None
+        batch(names, one, "MP", log_file, workers=here)
 
-    def one(source: str, report: Callable[[int, int], None]) -> str:
-        lines, failed = [], []
-        for which, target in _scenes(source, places[source], scene, reader, exact=dest.rstrip("/").endswith(STORE)):
-            convert_one = partial(
-                nt.convert,
-                source,
-                target,
-                chunk=chunk,
-                shard=shard,
-                codec=codec,
-                ngff=ngff,
-                profile=profile,
-                method=method,
-                planar=planar or None,
-                mpp=mpp_override,
-                associated=not no_associated,
-                deidentify=deidentify,
-                damaged=damaged,
-                overwrite=overwrite,
-                scheduler=scheduler,
-                workers=workers,
-                reader=reader,
-                scene=which,
-                progress=report,
-            )
-            try:
-                done = convert_one()
-            except SourceError as error:  # the other scenes may be whole
-                failed.append(error)
-                continue
-            identifying.update(dict.fromkeys(done.identifying))
-            lines += [str(done), *(f"  note {note}" for note in done.notes)]
-        if failed:
-            raise SourceError("; ".join([*lines, *(str(error) for error in failed)]) if lines else str(failed[0]))
-        return "\n".join(lines)
 
-    try:
-        batch(names, one, "MP", log_file)
-    finally:
-        if identifying:
-            told = ", ".join(list(identifying)[:6]) + (", ..." if len(identifying) > 6 else "")
-            err.print(f"[yellow]note[/] kept what can name a person: {escape(told)}. To leave it out: --deidentify")
+def _convert(
+    places: dict[str, str],
+    exact: bool,
+    scene: int | None,
+    options: dict[str, Any],
+    workers: int | None,
+    source: str,
+    share: int | None,
+    report: Callable[[int, int], None],
+) -> Outcome:
+    """Convert what is wanted of one file; ``share`` is the threads that it may use where others are at work too."""
+    lines, failed, identifying = [], [], dict[str, None]()
+    for which, target in _scenes(source, places[source], scene, options["reader"], exact=exact):
+        try:
+            done = nt.convert(source, target, scene=which, workers=share or workers, progress=report, **options)
+        except SourceError as error:  # the other scenes may be whole
+            failed.append(error)
+            continue
+        identifying |= dict.fromkeys(done.identifying)
+        lines += [str(done), *(f"  note {note}" for note in done.notes)]
+    if failed:
+        told = "; ".join([*lines, *(str(error) for error in failed)]) if lines else str(failed[0])
+        return Outcome(told, SourceError.exit_code, tuple(identifying))
+    return Outcome("\n".join(lines), 0, tuple(identifying))
+
+
+def _serving(
+    scheduler: str,
+    workers: int | None,
+    jobs: int | None,
+    cores: int | None,
+    memory: str | None,
+    walltime: str | None,
+    partition: str | None,
+) -> AbstractContextManager[str]:
+    """Start, once for all slides, what the scheduler needs."""
+    given = any(option is not None for option in (jobs, cores, memory, walltime, partition))
+    wanted = cluster.Jobs(1 if jobs is None else jobs, cores, memory, walltime, partition) if given else None
+    cluster.silence()
+    return cluster.serving(scheduler, workers, wanted, lambda text: err.print(escape(text)))
 
 
 def _scenes(
@@ -293,6 +326,11 @@ def verify(
     subset: Annotated[str | None, typer.Option(help="A part of the work: 1/5 is the first of five.")] = None,
     workers: Workers = None,
     scheduler: Scheduler = "threads",
+    jobs: JobCount = None,
+    cores: Cores = None,
+    memory: Memory = None,
+    walltime: Walltime = None,
+    partition: Partition = None,
     reader: Reader = None,
     as_json: AsJson = False,
     log_file: Annotated[Path | None, typer.Option(help="Append what happened to each store.")] = None,
@@ -303,7 +341,7 @@ def verify(
         raise OptionError(f"{len(names)} stores but one source", source, "Verify one store with its source.")
     reports: list[dict[str, Any]] = []
 
-    def one(store: str, report: Callable[[int, int], None]) -> str:
+    def one(store: str, _share: int | None, report: Callable[[int, int], None]) -> str:
         found = _verified(
             reports,
             store,
@@ -311,7 +349,7 @@ def verify(
             full=full,
             subset=subset,
             reader=reader,
-            scheduler=scheduler,
+            scheduler=served,
             workers=workers,
             progress=report,
         )
@@ -320,7 +358,8 @@ def verify(
         return str(found)
 
     try:
-        batch(names, one, "tasks", log_file, quiet=as_json)
+        with _serving(scheduler, workers, jobs, cores, memory, walltime, partition) as served:
+            batch(names, one, "tasks", log_file, quiet=as_json)
     finally:
         if as_json:
             _print_json(reports[0] if len(names) == 1 and reports else reports)
@@ -353,6 +392,11 @@ def tile(
     no_label: Annotated[bool, typer.Option("--no-label", help="Do not store the mask as labels/tissue.")] = False,
     workers: Workers = None,
     scheduler: Scheduler = "threads",
+    jobs: JobCount = None,
+    cores: Cores = None,
+    memory: Memory = None,
+    walltime: Walltime = None,
+    partition: Partition = None,
     log_file: Annotated[Path | None, typer.Option(help="Append what happened to each slide.")] = None,
 ) -> None:
     """Find tissue, and write the tile index: DIR/slides, DIR/tiles (Parquet) and DIR/pictures (PNG)."""
@@ -362,14 +406,14 @@ def tile(
         nt.filters.named(tissue)
     grid = nt.TileGrid(extent=extent, stride=stride, mpp=mpp, level=level, edge=edge.value)
 
-    def one(store: str, report: Callable[[int, int], None]) -> str:
+    def one(store: str, _share: int | None, report: Callable[[int, int], None]) -> str:
         index = nt.tile(
             store,
             grid,
             tissue=tissue,
             min_fraction=min_fraction,
             label=None if no_label else "tissue",
-            scheduler=scheduler,
+            scheduler=served,
             workers=workers,
             progress=report,
         )
@@ -385,18 +429,22 @@ def tile(
         index.picture().save(picture)
         return f"{Path(store).name}: kept {row['n_kept']:,} of {row['n_tiles']:,} tiles; {picture}"
 
-    batch(inputs(stores, stores=True), one, "tiles", log_file)
+    with _serving(scheduler, workers, jobs, cores, memory, walltime, partition) as served:
+        batch(inputs(stores, stores=True), one, "tiles", log_file)
 
 
 def _print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
+def _stop(number: int, _frame: object) -> None:
+    raise KeyboardInterrupt(number)
+
+
 def main() -> None:
     """Run the command line; a user's mistake gets one line, not a traceback."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as Ctrl-C
-    for name in ("tifffile", "asyncio"):  # our own errors say what they would
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    signal.signal(signal.SIGTERM, _stop)  # a scheduler's stop is as clean as Ctrl-C
+    silence()
     try:
         app()
     except NgfftileError as error:

@@ -1,19 +1,22 @@
-"""Many inputs, one after the other: a bad one never stops the rest, and a summary says what happened to each."""
+"""Many inputs: a bad one never stops the rest, and a summary says what happened to each."""
 
 from __future__ import annotations
 
 import glob
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ngfftile.cli.apart import Crash, Report, Work, apart
 from ngfftile.errors import ExistsError, MissingError, NgfftileError, OptionError
 from ngfftile.locations import local_path
 
@@ -97,32 +100,66 @@ class _Rate(ProgressColumn):
 
 
 @dataclass(frozen=True, slots=True)
-class _Outcome:
+class Outcome:
+    """What became of a slide.
+
+    Parameters
+    ----------
+    line
+        For the user, and the log.
+    code
+        0, or the exit code that the failure has alone.
+    identifying
+        What in the store can name a person.
+    """
+
     line: str
-    code: int
+    code: int = 0
+    identifying: tuple[str, ...] = ()
 
 
 def batch(
-    names: list[str],
-    one: Callable[[str, Callable[[int, int], None]], str],
-    unit: str,
-    log_file: Path | None,
-    *,
-    quiet: bool = False,
+    names: list[str], one: Work, unit: str, log_file: Path | None, *, quiet: bool = False, workers: int | None = None
 ) -> None:
-    """Do one slide after the other; a bad one never stops the rest. Exits 1 or 2 if any failed."""
-    outcomes = []
+    """Do all slides; a bad one never stops the rest. Exits 1 or 2 if any failed, 128 + n if signal n stopped it.
+
+    Parameters
+    ----------
+    one
+        Called with a name, the threads that it may use (None: its own choice), and what to report progress to.
+        Returns its line, or an `Outcome`.
+    unit
+        Of the progress.
+    log_file
+        Gets a line for each slide.
+    quiet
+        Print only what could not run.
+    workers
+        Processes, or threads of a single slide; picklable calls only. None does one slide after the other, here.
+    """
+    outcomes: list[Outcome] = []
     if log_file is not None:
         log_file.open("a", encoding="utf-8").close()  # what cannot be written shows now, not after the work
-    for name in names:
-        with _progress(Path(name).name, unit) as report:
-            outcome = _attempt(name, one, report)
-        outcomes.append(outcome)
-        if not quiet or outcome.code == 2:
-            (err if outcome.code else out).print(("[red]failed[/] " if outcome.code else "") + escape(outcome.line))
-        if log_file is not None:
-            with log_file.open("a", encoding="utf-8") as log:
-                log.write(("failed " if outcome.code else "") + outcome.line + "\n")
+    with _Bars(len(names), unit) as bars:
+        work = partial(attempt, one)
+        if workers is None:
+            results: Iterator[tuple[str, Any]] = ((n, work(n, None, partial(bars.say, n))) for n in names)
+        else:
+            results = apart(names, work, workers, bars.say)
+        try:
+            for name, result in results:
+                bars.end(name)
+                outcome = _crashed(name, result) if isinstance(result, Crash) else result
+                outcomes.append(outcome)
+                _tell(outcome, log_file, quiet=quiet)
+        except KeyboardInterrupt as stop:
+            done = f" after {len(outcomes)} of {len(names)} slides" if len(names) > 1 else ""
+            err.print(f"stopped{done}; the same command goes on from here")
+            raise typer.Exit(128 + (stop.args[0] if stop.args else signal.SIGINT)) from None
+    identifying = list(dict.fromkeys(name for outcome in outcomes for name in outcome.identifying))
+    if identifying:
+        told = ", ".join(identifying[:6]) + (", ..." if len(identifying) > 6 else "")
+        err.print(f"[yellow]note[/] kept what can name a person: {escape(told)}. To leave it out: --deidentify")
     failed = [outcome for outcome in outcomes if outcome.code]
     if len(names) > 1 and not quiet:
         out.print(f"{len(names) - len(failed)} of {len(names)} slides done, {len(failed)} failed")
@@ -131,30 +168,60 @@ def batch(
         raise typer.Exit(failed[0].code if len(names) == 1 else 1)
 
 
-def _attempt(
-    name: str, one: Callable[[str, Callable[[int, int], None]], str], report: Callable[[int, int], None]
-) -> _Outcome:
+def _tell(outcome: Outcome, log_file: Path | None, *, quiet: bool) -> None:
+    """Print, and log, what became of a slide."""
+    if not quiet or outcome.code == 2:
+        (err if outcome.code else out).print(("[red]failed[/] " if outcome.code else "") + escape(outcome.line))
+    if log_file is not None:
+        with log_file.open("a", encoding="utf-8") as log:
+            log.write(("failed " if outcome.code else "") + outcome.line + "\n")
+
+
+def _crashed(name: str, crash: Crash) -> Outcome:
+    why = "memory ran out, or it was killed" if crash.how == "SIGKILL" else "a decoder failed over it"
+    return Outcome(f"{name}: the process that read it ended ({crash.how}): {why}. The slide is damaged, or hostile.", 1)
+
+
+def attempt(one: Callable[..., str | Outcome], name: str, workers: int | None, report: Report) -> Outcome:
+    """What becomes of a slide; an error is its reason."""
     try:
-        return _Outcome(one(name, report), 0)
+        done = one(name, workers, report)
     except NgfftileError as error:
-        return _Outcome(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        err.print(f"stopped at {escape(name)}; the same command goes on from here")
-        raise typer.Exit(130) from None
+        return Outcome(str(error), error.exit_code)
     except Exception as error:  # noqa: BLE001 (a filter's or a plug-in's own failure fails its slide, not the rest)
         if not isinstance(error, OSError):
-            return _Outcome(f"{name}: {type(error).__name__}: {error}", 1)
+            return Outcome(f"{name}: {type(error).__name__}: {error}", 1)
         # A full disk or a folder without leave to write: the system's own words, and what to do.
         place = error.filename or name
-        return _Outcome(f"{place}: {error.strerror or error}. Mend it and run the same command again.", 1)
+        return Outcome(f"{place}: {error.strerror or error}. Mend it and run the same command again.", 1)
+    return done if isinstance(done, Outcome) else Outcome(done)
 
 
-@contextmanager
-def _progress(name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    if not err.is_terminal:
-        yield lambda _done, _total: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), _Rate())
-    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
-        task = bar.add_task(escape(name), total=None, unit=unit)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+class _Bars:
+    """Progress on a terminal: a bar for each slide at work, and of many slides one for all."""
+
+    def __init__(self, count: int, unit: str) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), _Rate())
+        self._bars = Progress(*columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal)
+        self._unit, self._tasks = unit, dict[str, TaskID]()
+        self._all = self._bars.add_task(f"{count} slides", total=count, unit="slides") if count > 1 else None
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def say(self, name: str, done: int, total: int) -> None:
+        """Move a slide's bar."""
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(escape(Path(name).name), total=total, unit=self._unit)
+        self._bars.update(self._tasks[name], completed=done, total=total)
+
+    def end(self, name: str) -> None:
+        """A slide is done."""
+        if name in self._tasks:
+            self._bars.remove_task(self._tasks.pop(name))
+        if self._all is not None:
+            self._bars.advance(self._all)

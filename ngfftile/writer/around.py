@@ -78,7 +78,7 @@ def _write_image(pixels: Array, role: str, what: ConversionPlan, store: Store) -
     """One associated image, (height, width, 3), as a pyramid of one level."""
     options = what.options
     # Beside kept tiles, which only zarr-python reads, small and lossless.
-    codec = codecs.Jpeg2000(lossless=True) if what.keeps else codecs.named("blosc" if options.ngff == "0.4" else "zstd")
+    codec = codecs.JpegLs() if what.keeps else codecs.named("blosc" if options.ngff == "0.4" else "zstd")
     layout = replace(
         what.layout(0), chunk=options.chunk, shard=options.shard, depth=3, fill=255, codec=codec, axes=("c", "y", "x")
     )

@@ -179,15 +179,13 @@ def _halved(job: Job, plane: int, place: Region, wanted: Region, half: Array) ->
     """
     source, codec = cast(RawSource, job.source), cast(Jpeg, job.what.codec)
     row, col = place.y // place.height, place.x // place.width
-    if place == wanted:
-        with suppress(SourceError, ValueError):  # the slow way says what is wrong
-            raw = source.raw(plane, row, col)
-            if raw is None:
-                half[...] = job.pyramid.fill
-            else:
-                codec.half(raw, half)
-            return raw
-    # At the border what lies outside the picture must not shine in.
+    with suppress(SourceError, ValueError):  # the slow way says what is wrong
+        raw = source.raw(plane, row, col)
+        if raw is None:
+            half[...] = job.pyramid.fill
+        else:
+            codec.half(raw, half)
+        return raw
     pixels = np.zeros((place.height, place.width, job.pyramid.depth), np.uint8)
     damaged = job.read(wanted, plane, "tile", pixels[: wanted.height, : wanted.width])
     shards.shrink(pixels.transpose(2, 0, 1), half, place.width)
