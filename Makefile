@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SLIDE ?=
 DEMO ?= demo
+SECONDS ?= 120
 
-.PHONY: help install demo test node check bench build clean
+.PHONY: help install demo test node fuzz check bench bench-peers build clean
 
 help:  ## Show what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(READY)  ## Create .venv with the pinned versions
 
@@ -31,6 +32,9 @@ node:  ## Install zarrita and Viv's loader into .node, for the tests that read s
 	cp tests/node/package.json .node/
 	npm install --silent --no-package-lock --no-audit --no-fund --prefix .node
 
+fuzz: $(READY)  ## Read small slides mutated at random, for SECONDS=120, and keep what breaks
+	$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS)
+
 check: $(READY)  ## Lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,8 +43,16 @@ check: $(READY)  ## Lint, format and types
 bench: $(READY)  ## Measure against a bare roofline and against peers
 	$(BIN)/python benchmarks/run.py
 
+bench-peers: $(READY) .bench/.ready  ## Measure against other converters, which go into .bench
+	$(BIN)/python benchmarks/peers.py $(ARGS)
+
+.bench/.ready: benchmarks/peers.txt
+	$(PYTHON) -m venv .bench
+	.bench/bin/python -m pip install -q -r benchmarks/peers.txt
+	@touch $@
+
 build: $(READY)  ## Build the wheel and the source distribution into dist/
 	$(BIN)/python -m build --installer uv
 
 clean:  ## Remove what make made
-	rm -rf $(VENV) .node dist build $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .bench .node dist build $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,10 +21,9 @@ from typing import Any
 from uuid import uuid4
 
 from dask import config
-from dask.callbacks import Callback
 from dask.threaded import get
 
-from ngfftile.errors import NgfftileError, OptionError
+from ngfftile.errors import ClusterError, NgfftileError, OptionError
 
 Graph = Mapping[Hashable, Any]
 Done = Callable[[Hashable], None]
@@ -39,16 +38,12 @@ _AGAIN = "The same command goes on where this one stopped."
 _OURS = {"distributed.scheduler.allowed-failures": 10}
 # A process that ended is started again by its keeper, however long that takes.
 _KEPT = {"distributed.deploy.lost-worker-timeout": "1 h"}
+_NEVER = logging.CRITICAL + 1  # a level above all
 _PLAIN = (str, bytes, int, float, tuple, list, type(None))
 # Schedulers whose workers are batch jobs of ours: whether any waits or runs.
 _batches: dict[str, Callable[[], bool]] = {}
 _agreed: set[str] = set()  # schedulers whose software is ours
-
-
-class ClusterError(NgfftileError, ConnectionError):
-    """A scheduler or its workers cannot be had, or are lost. Mend that; an interrupted conversion goes on."""
-
-    exit_code = 2
+_stopped = threading.Event()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +81,7 @@ class Jobs:
 
 def silence() -> None:
     """Keep distributed's log from the terminal: what it says at length, our errors say in a line."""
-    never = logging.CRITICAL + 1
-    config.set({"logging": {"distributed": never, "distributed.client": never}})
+    config.set({"logging": {"distributed": _NEVER, "distributed.client": _NEVER}})
 
 
 def default_workers() -> int:
@@ -113,6 +107,11 @@ def check(scheduler: str, workers: int | None) -> None:
         )
     if workers is not None and workers < 1:
         raise OptionError(f"workers is {workers}", mend="Use 1 or more.")
+
+
+def stop() -> None:
+    """End the runs of all threads of this process, which is about to end: a signal reaches the main thread only."""
+    _stopped.set()
 
 
 @contextmanager
@@ -198,8 +197,10 @@ def run(
     check(scheduler, workers)
     if scheduler == "threads":
         # The pool is left only when all its threads have ended: after an error nothing goes on in the background.
-        with Callback(posttask=lambda one, *_: done(one)), ThreadPoolExecutor(workers or default_workers()) as pool:
-            return get(dict(graph), key, pool=pool)
+        with ThreadPoolExecutor(workers or default_workers()) as pool:
+            # Given as an argument, it hears of this graph alone; as a context, of all that run in the process.
+            ended = (None, None, None, lambda one, *_: done(one), None)  # dask's order: the fourth is after each task
+            return get(dict(graph), key, pool=pool, callbacks=[ended])
     told: set[Hashable] = set()
 
     def tell(one: Hashable) -> None:
@@ -264,7 +265,7 @@ class _Common:
     index: int
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _fetched(what: _Common) -> Any:
     distributed = import_module("distributed")
     worker = distributed.get_worker()
@@ -304,6 +305,8 @@ def _wait(future: Any, client: Any, address: str) -> None:
     ended, seen = threading.Event(), time.monotonic()
     future.add_done_callback(lambda _: ended.set())
     while not ended.wait(1.0):
+        if _stopped.is_set():
+            raise KeyboardInterrupt
         if client.scheduler_info()["workers"] or _batches.get(address, lambda: False)():
             seen = time.monotonic()
         if time.monotonic() - seen > PATIENCE:
@@ -365,7 +368,7 @@ def _processes(count: int, tell: Tell) -> Iterator[str]:
             threads_per_worker=1,
             host=_HERE,
             dashboard_address=f"{_HERE}:0",
-            silence_logs=logging.ERROR,
+            silence_logs=_NEVER,
         ) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):

@@ -7,6 +7,7 @@
     |- MissingError (FileNotFoundError)  nothing there: correct the path                       exit 2
     |- ExistsError (FileExistsError) the target is taken: `overwrite`, or another target       exit 2
     |- ResolutionError (LookupError) no level has, or can give, that resolution                exit 2
+    |- ClusterError (ConnectionError)  a scheduler or its workers are lost: the same call goes on  exit 2
     |- SourceError (ValueError)      a slide that is damaged, hostile or of no known format    exit 1
     |- StoreError (OSError)          an OME-Zarr store that is damaged, incomplete or foreign  exit 1
 
@@ -68,6 +69,12 @@ class ExistsError(NgfftileError, FileExistsError):
 
 class ResolutionError(NgfftileError, LookupError):
     """No stored level has, or can give, the resolution asked for. Ask for one that the message names."""
+
+    exit_code = 2
+
+
+class ClusterError(NgfftileError, ConnectionError):
+    """A scheduler or its workers cannot be had, or are lost. Mend that; an interrupted conversion goes on."""
 
     exit_code = 2
 

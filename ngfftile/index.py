@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ngfftile import picture, slide
 from ngfftile.errors import MissingError, OptionError, StoreError
 from ngfftile.geometry import Region
-from ngfftile.locations import local_path
+from ngfftile.locations import is_url, joined, local_path
 from ngfftile.slide import Slide
 from ngfftile.store import Store
 from ngfftile.view import View
@@ -38,7 +38,7 @@ ROWS_PER_GROUP = 131_072
 SLIDES = pa.schema(
     [
         ("id", pa.string()),  # of the content: the same after a move, a rename or a new conversion
-        ("path", pa.string()),  # of the store, relative to the table's folder
+        ("path", pa.string()),  # of the store, relative to the table's folder; or its url
         ("source", pa.string()),  # file name of the slide that was converted
         ("extent_x", pa.int64()),  # the slide at the delivered resolution, pixels
         ("extent_y", pa.int64()),
@@ -85,7 +85,7 @@ class Index:
     slides, tiles
         Tables with at least the columns of `SLIDES` and `TILES`.
     base
-        Folder that ``slides.path`` starts from where it is relative, as in Parquet.
+        Folder that ``slides.path`` starts from where it is relative, as in Parquet; a url is itself.
 
     Examples
     --------
@@ -126,7 +126,7 @@ class Index:
         MissingError
             No such slide in the index, or its store is not where the index says.
         """
-        return slide.open(self.base / self._row(slide_id)["path"])
+        return slide.open(joined(self.base, self._row(slide_id)["path"]))
 
     def _row(self, slide_id: str) -> dict[str, Any]:
         rows = self.slides.filter(pc.equal(self.slides["id"], slide_id)).to_pylist()
@@ -139,7 +139,7 @@ class Index:
         """The slide at the resolution of its tiles."""
         if slide_id not in self._views:
             row = self._row(slide_id)
-            opened = slide.open(self.base / row["path"])
+            opened = slide.open(joined(self.base, row["path"]))
             if opened.id != slide_id:
                 raise StoreError(
                     "the store is not the slide that was indexed", opened.url, "Index it again: ngfftile tile."
@@ -210,12 +210,17 @@ class Index:
         place.mkdir(parents=True, exist_ok=True)
         home = Store(place)
         for row in self.slides.to_pylist():
-            path = os.path.relpath(os.path.realpath(self.base / row["path"]), place)
-            about = pa.Table.from_pylist([row | {"path": Path(path).as_posix()}], self.slides.schema)
+            about = pa.Table.from_pylist([row | {"path": self._relative(row["path"], place)}], self.slides.schema)
             kept = self.tiles.filter(pc.equal(self.tiles["slide_id"], row["id"]))
             note = {"ngfftile": json.dumps({"schema_version": SCHEMA_VERSION, **_provenance(row)}, sort_keys=True)}
             home.write(f"tiles/{row['id']}.parquet", _parquet(kept, note))
             home.write(f"slides/{row['id']}.parquet", _parquet(about, note))
+
+    def _relative(self, path: str, place: Path) -> str:
+        """A store's path from another folder; a url stays what it is."""
+        if is_url(path):
+            return path
+        return Path(os.path.relpath(os.path.realpath(self.base / path), place)).as_posix()
 
     @classmethod
     def from_parquet(cls, directory: str | os.PathLike[str]) -> Index:
@@ -255,7 +260,7 @@ class Index:
         """
         made = []
         for index in indexes:
-            paths = pa.array([str(index.base / path) for path in index.slides["path"].to_pylist()], pa.string())
+            paths = pa.array([joined(index.base, path) for path in index.slides["path"].to_pylist()], pa.string())
             at = index.slides.schema.get_field_index("path")
             made.append((index.slides.set_column(at, "path", paths), index.tiles))
         ids = [i for slides, _ in made for i in slides["id"].to_pylist()]

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from ngfftile import cluster, ngff, shards
 from ngfftile.codecs import Blosc, Zstd
+from ngfftile.draft import Draft
 from ngfftile.errors import OptionError
 from ngfftile.geometry import Region, Size
 from ngfftile.pyramid import Shard
 from ngfftile.shards import Layout
-from ngfftile.store import Draft, Store, Written
+from ngfftile.store import Store, Written
 
 Array = NDArray[Any]
 LAYOUT = Layout(chunk=256, shard=4096, depth=1, fill=0, codec=Zstd())

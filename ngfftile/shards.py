@@ -9,7 +9,7 @@ object is always damage, never silence. Any other layout is read by zarr-python.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -26,7 +26,7 @@ from ngfftile.codecs import Blosc, Codec
 from ngfftile.errors import StoreError
 from ngfftile.geometry import Region, Size
 from ngfftile.resample import METHODS
-from ngfftile.store import Store, Written
+from ngfftile.store import Readable, Store, StoredFile, Written
 
 Array = NDArray[Any]
 ABSENT = 2**64 - 1
@@ -174,32 +174,50 @@ def write_shard(
     layout: Layout,
     mean: Array | None = None,
     method: str = "mean",
-    kept: Chunks | None = None,
 ) -> list[Written]:
-    """Compress, and write, one shard; on the way shrink it for the level above.
+    """Compress, and write, one shard of pixels (depth, y, x), any strides; arguments as for `write_bands`."""
+    return write_bands(store, keys, [pixels], pixels.shape[1:], layout, mean, method)
+
+
+def write_bands(
+    store: Store,
+    keys: Sequence[str],
+    bands: Iterable[Array],
+    shape: tuple[int, ...],
+    layout: Layout,
+    mean: Array | None = None,
+    method: str = "mean",
+    kept: Callable[[], Chunks] | None = None,
+) -> list[Written]:
+    """Compress, and write, one shard that comes band by band; on the way shrink it for the level above.
 
     Parameters
     ----------
     keys
         `Layout.objects` of the shard.
-    pixels
-        (depth, y, x), any strides, at most a shard.
+    bands
+        Its pixels (depth, y, x), any strides: rows of chunks, from the top. One is done with when the next is asked
+        for.
+    shape
+        Rows and columns of all bands together, at most a shard.
     mean
         (depth, max(1, y // 2), max(1, x // 2)), written in place with the pixels shrunk by ``method``.
     method
         One of `ngfftile.resample.METHODS`.
     kept
-        The shard's chunks as the source has them, row by row; else the pixels are compressed.
+        Gives the shard's chunks as the source has them, row by row, when the bands are done; else the pixels are
+        compressed.
     """
     side, depth = layout.chunk, layout.chunk_depth
-    height, width = pixels.shape[1:]
-    chunk = np.empty((layout.depth, side, side), pixels.dtype)
-    half = np.empty((layout.depth, side // 2, side // 2), pixels.dtype)
+    height, width = shape
     across, planes = layout.shard // side, layout.depth // depth
     encoded: list[bytes | None] = [None] * (planes * across**2)
-    for y, x in product(range(0, height, side), range(0, width, side)):
-        part = pixels[:, y : y + side, x : x + side]
+    chunk = half = np.empty(0)
+    for y, x, part in _parts(bands, side):
         h, w = part.shape[1:]
+        if chunk.dtype != part.dtype or not len(half):
+            chunk = np.empty((layout.depth, side, side), part.dtype)
+            half = np.empty((layout.depth, side // 2, side // 2), part.dtype)
         if (h, w) != (side, side):
             chunk[...] = layout.fill
         chunk[:, :h, :w] = part
@@ -214,11 +232,20 @@ def write_shard(
             if not layout.sharded or piece.flat[0] != layout.fill or not (piece == layout.fill).all():
                 encoded[(plane * across + y // side) * across + x // side] = encode(layout, piece)
     if kept is not None:
-        return write_kept(store, keys, kept, -(-width // side), layout)
+        return write_kept(store, keys, kept(), -(-width // side), layout)
     if layout.sharded:
         return [store.write(keys[0], *assemble(encoded))]
     single = [c for c in encoded if c is not None]
     return [store.write(key, data) for key, data in zip(keys, single, strict=True)]
+
+
+def _parts(bands: Iterable[Array], side: int) -> Iterator[tuple[int, int, Array]]:
+    """Row, column and pixels of each chunk."""
+    top = 0
+    for band in bands:
+        for y, x in product(range(0, band.shape[1], side), range(0, band.shape[2], side)):
+            yield top + y, x, band[:, y : y + side, x : x + side]
+        top += band.shape[1]
 
 
 def write_kept(store: Store, keys: Sequence[str], kept: Chunks, across: int, layout: Layout) -> list[Written]:
@@ -326,7 +353,7 @@ class LevelArray:
         Whether every object is stored, as in what we write; then a missing one is an error, not fill value.
     """
 
-    store: Store
+    store: Readable
     path: str
     axes: tuple[str, ...]
     whole: bool
@@ -495,7 +522,7 @@ class LevelArray:
         return pixels.transpose([left.index(axis) for axis in "cyx"])
 
     def _read_shard(self, key: str, thin: _Thin, whole: Region, wanted: Region, out: Array) -> None:
-        if not self.whole and not (self.store.root / key).exists():
+        if not self.whole and not self.store.exists(key):
             out[...] = self.fill
             return
         side = self.chunk
@@ -521,8 +548,11 @@ class LevelArray:
                     thin.codec.decode(file.read(offset, count), buffer)
                 except (ValueError, StoreError) as error:
                     where = f"plane {plane}, " if planes > 1 else ""
+                    # A disk or a server that fails is not damage.
+                    ours = isinstance(error, StoreError)
+                    what, mend = (error.what, error.mend) if ours else (error, "It is damaged.")
                     raise StoreError(
-                        f"{key}, chunk at {where}row {i}, column {j}: {error}", str(self.store), "It is damaged."
+                        f"{key}, chunk at {where}row {i}, column {j}: {what}", str(self.store), mend
                     ) from error
                 target[...] = buffer[(slice(None), *part.inside(place))]
 
@@ -547,7 +577,7 @@ def _only(codecs_: Any) -> dict[str, Any]:
     return found
 
 
-def read_index(file: Any, key: str, chunks: int) -> Array:
+def read_index(file: StoredFile, key: str, chunks: int) -> Array:
     """The index of a shard, (chunks, 2): offset and bytes of each chunk.
 
     Raises

@@ -18,10 +18,10 @@ from ngfftile import color as colours
 from ngfftile import labels, lazy, ngff, picture
 from ngfftile.errors import MissingError, OptionError, ResolutionError, StoreError
 from ngfftile.geometry import Mpp, Region, Size
-from ngfftile.locations import local_path
 from ngfftile.ngff import Multiscale
+from ngfftile.remote import store_at
 from ngfftile.shards import LevelArray
-from ngfftile.store import Store
+from ngfftile.store import LABELS, Readable, Store
 from ngfftile.view import Level, View
 
 Array = NDArray[Any]
@@ -34,11 +34,11 @@ _MOST_THUMBNAIL_PIXELS = 1 << 28
 class Associated(Mapping[str, Array]):
     """Associated images by role (label, macro, thumbnail); each is read when asked for, (height, width, 3) uint8."""
 
-    store: Store
+    store: Readable
     paths: Mapping[str, str]
 
     def __getitem__(self, role: str) -> Array:
-        place = Store(self.store.root / self.store.inside(self.paths[role]))
+        place = self.store.below(self.store.inside(self.paths[role]))
         image = ngff.parse(place.attributes(""), str(place))
         array = LevelArray(place, image.datasets[0].path, image.axes, whole=True)
         pixels = array.read(Region(0, 0, array.size.x, array.size.y))
@@ -69,12 +69,15 @@ class Labels(Mapping[str, "Slide"]):
     slide: Slide
 
     def __getitem__(self, name: str) -> Slide:
-        if name not in labels.names(self.slide.store):
+        if name not in self.slide.store.labels():
             raise KeyError(name)
-        return open(self.slide.store.root / "labels" / name)
+        return open_store(self.slide.store.below(f"{LABELS}/{self.slide.store.inside(name)}"))
 
     def __setitem__(self, name: str, mask: xr.DataArray) -> None:
         """Write a mask (y, x) of the whole slide, at any resolution, as a label with the slide's levels."""
+        store = self.slide.store
+        if not isinstance(store, Store):
+            raise OptionError("a store behind a url is read only", self.slide.url, "Write labels where its folder is.")
         pixels = np.asarray(mask.data.compute() if hasattr(mask.data, "compute") else mask.data)
         # A mask made from a view says how it lies; any other covers the whole slide.
         step_x = mask.attrs.get("downsample_x") or self.slide.size.x / pixels.shape[1]
@@ -83,13 +86,13 @@ class Labels(Mapping[str, "Slide"]):
         ratios = [(k.downsample / step_x, k.downsample_y / step_y) for k in levels]
         about = {k: mask.attrs[k] for k in ("filter", "options", "level", "mpp_x", "mpp_y") if k in mask.attrs}
         image = self.slide.multiscale
-        labels.write_label(self.slide.store, name, pixels, image, [k.size for k in levels], ratios, about)
+        labels.write_label(store, name, pixels, image, [k.size for k in levels], ratios, about)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(labels.names(self.slide.store))
+        return iter(self.slide.store.labels())
 
     def __len__(self) -> int:
-        return len(labels.names(self.slide.store))
+        return len(self.slide.store.labels())
 
     def __repr__(self) -> str:
         return f"Labels({', '.join(self)})"
@@ -109,7 +112,7 @@ class Slide:
         ``attributes.ngfftile``: provenance, properties; empty for stores that others wrote.
     """
 
-    store: Store
+    store: Readable
     multiscale: Multiscale
     facts: Mapping[str, Any]
 
@@ -121,7 +124,7 @@ class Slide:
     @property
     def name(self) -> str:
         """The slide's name, without folder and ``.ome.zarr``."""
-        return self.store.root.name.removesuffix(".zarr").removesuffix(".ome")
+        return self.store.name.removesuffix(".zarr").removesuffix(".ome")
 
     @cached_property
     def _arrays(self) -> tuple[LevelArray, ...]:
@@ -403,7 +406,7 @@ class Slide:
         """
         view = self.view(level, mpp, tolerance, t=t, z=z, color=color)
         stacked = {axis: n for axis, n, at in (("t", self.t, t), ("z", self.z, z)) if n > 1 and at is None}
-        name = (self.url, self.facts.get("source"), self.multiscale)
+        name = (self.store, self.facts.get("source"), self.multiscale)
         data = lazy.array(view, stacked, Size.of(blocks) if blocks is not None else view.block(), name)
         dims = tuple(axis for axis in "tczyx" if axis in "cyx" or axis in stacked)
         coords = {a: list(self.channels) if a == "c" else lazy.axis(view, self.multiscale, a, stacked) for a in dims}
@@ -476,7 +479,8 @@ def open(url: str | os.PathLike[str]) -> Slide:  # noqa: A001 (nt.open, as in xa
     Parameters
     ----------
     url
-        A local path or ``file://`` url of a store, version 0.4, 0.5 or 0.6, ours or another writer's.
+        A local path, ``file://``, ``http://`` or ``https://`` url of a store, version 0.4, 0.5 or 0.6, ours or
+        another writer's.
 
     Returns
     -------
@@ -487,21 +491,22 @@ def open(url: str | os.PathLike[str]) -> Slide:  # noqa: A001 (nt.open, as in xa
     MissingError
         Nothing there.
     StoreError
-        Not an OME-Zarr image, or a damaged one.
+        Not an OME-Zarr image, or a damaged one; a server that does not answer as it should.
 
     Examples
     --------
     >>> open("small.ome.zarr").levels[1].size
     Size(x=300, y=200)
     """
-    place = local_path(url)
-    if not place.exists():
-        raise MissingError("nothing there", str(place), "Check the path.")
-    store = Store(place)
-    attributes = _attributes(store)
-    multiscale = ngff.parse(attributes, str(place))
+    return open_store(store_at(url))
+
+
+def open_store(store: Readable) -> Slide:
+    """Open the slide in a store; see `open`."""
+    store, attributes = _opened(store)
+    multiscale = ngff.parse(attributes, str(store))
     if not 1 <= len(multiscale.datasets) <= MOST_LEVELS:
-        raise StoreError(f"{len(multiscale.datasets)} levels", str(place), f"At most {MOST_LEVELS} are read.")
+        raise StoreError(f"{len(multiscale.datasets)} levels", str(store), f"At most {MOST_LEVELS} are read.")
     for data in multiscale.datasets:
         store.inside(data.path)
     facts = attributes.get("ngfftile", {})
@@ -510,14 +515,18 @@ def open(url: str | os.PathLike[str]) -> Slide:  # noqa: A001 (nt.open, as in xa
     return slide
 
 
-def _attributes(store: Store) -> dict[str, Any]:
-    """The root group's attributes."""
+def _opened(store: Readable) -> tuple[Readable, dict[str, Any]]:
+    """The store as it is now, and the root group's attributes."""
+    if not isinstance(store, Store):
+        return store.opened()
+    if not store.root.exists():
+        raise MissingError("nothing there", str(store), "Check the path.")
     if not store.root.is_dir():
         raise StoreError(
             "not an OME-Zarr store", str(store), "Convert a slide first: ngfftile convert SLIDE -o STORE.ome.zarr"
         )
     try:
-        return store.attributes("")
+        return store.opened()
     except MissingError as error:
         raise StoreError(
             "not an OME-Zarr store: it has no root zarr.json",

@@ -1,12 +1,7 @@
 """The only door to stored bytes: files, and OME-Zarr stores in folders.
 
-A store is written in a *draft* beside its target, and appears in one step when it is whole::
-
-    slide.ome.zarr.partial/plan.json    what is being written, from which source: a resumed run must agree
-    slide.ome.zarr.partial/store/       becomes slide.ome.zarr by one rename, its root zarr.json written last
-
-Each object is written to a temporary name, synced and renamed: an object that is present is whole and durable, so a
-resumed run needs no journal, only a listing.
+Each object is written to a temporary name, synced and renamed: an object that is present is whole, and stays so when
+the power fails. Whether its name stays is up to its folder, which `sync` keeps: once for a store, not for each object.
 
 A finished store has a manifest: size and crc32c of every object, as attributes of the group ``ngfftile``, so that no
 reader meets anything but Zarr. The root's attributes hold the manifest's crc32c, and their own document's, taken with
@@ -19,29 +14,29 @@ import errno
 import json
 import os
 import re
-import shutil
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol, Self
 
 import google_crc32c
 import zarr
 import zarr.storage
 
-from ngfftile.errors import ExistsError, MissingError, StoreError
+from ngfftile.errors import MissingError, StoreError
 
 try:
     import fcntl
 except ImportError:  # Windows, where two processes on one target are not kept apart
     fcntl = None  # type: ignore[assignment]
 
-PLAN, LOCK, ROOT, ROOT2 = "plan.json", "lock", "zarr.json", ".zattrs"
+ROOT, ROOT2 = "zarr.json", ".zattrs"
 MANIFEST, LABELS = "ngfftile", "labels"
 MOST_METADATA = 16 << 20  # bytes of one zarr.json
-_MOST_MANIFEST = 1 << 30
+MOST_MANIFEST = 1 << 30
 _SEAL = re.compile(rb'"document_crc32c": "([0-9a-f]{8})"')
 _OPEN_SEAL = "0" * 8
 
@@ -82,6 +77,8 @@ def sealed(document: bytes) -> bool | None:
 class LocalFile:
     """A file open for reads at any place, from any thread; ``version`` changes when the file is replaced."""
 
+    _end = staticmethod(os.close)  # at the interpreter's end the module may be gone before the last file
+
     def __init__(self, path: Path) -> None:
         self.path = path
         # Without waiting: a pipe in the place of a file must not hang us.
@@ -100,12 +97,9 @@ class LocalFile:
         StoreError
             The file is shorter.
         """
-        try:
-            data = os.pread(self._fd, count, offset)
-        except OSError as error:
-            raise StoreError(f"cannot be read ({error.strerror})", str(self.path), "Is the disk failing?") from error
+        data = self._some(offset, count)
         while len(data) < count:
-            more = os.pread(self._fd, count - len(data), offset + len(data))
+            more = self._some(offset + len(data), count - len(data))
             if not more:
                 raise StoreError(
                     f"ends at byte {offset + len(data)}, {offset + count} was asked", str(self.path), "It is truncated."
@@ -113,10 +107,16 @@ class LocalFile:
             data += more
         return data
 
+    def _some(self, offset: int, count: int) -> bytes:
+        try:
+            return os.pread(self._fd, count, offset)
+        except OSError as error:
+            raise StoreError(f"cannot be read ({error.strerror})", str(self.path), "Is the disk failing?") from error
+
     def close(self) -> None:
         """Give the file handle back."""
         if self._fd >= 0:
-            os.close(self._fd)
+            self._end(self._fd)
             self._fd = -1
 
     def __enter__(self) -> Self:
@@ -130,8 +130,197 @@ class LocalFile:
             self.close()
 
 
+class StoredFile(Protocol):
+    """An object open for reads at any place; ``version`` changes when it is replaced."""
+
+    size: int
+
+    @property
+    def path(self) -> object:
+        """Where it is."""
+
+    @property
+    def version(self) -> object:
+        """Of its bytes."""
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Exactly ``count`` bytes from ``offset``."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Readable(ABC):
+    """A store to read, wherever its bytes are: objects named by keys such as ``0/c/0/1/2``."""
+
+    __slots__ = ()
+    lists: ClassVar[bool]  # whether it can tell what objects it has
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Of its folder."""
+
+    @abstractmethod
+    def open(self, key: str) -> StoredFile:
+        """An object, for reads of its parts.
+
+        Raises
+        ------
+        StoreError
+            It is missing.
+        """
+
+    @abstractmethod
+    def whole(self, key: str, most: int | None = None) -> bytes:
+        """A whole object, of at most ``most`` bytes if that is given."""
+
+    @abstractmethod
+    def small(self, key: str, most: int) -> bytes:
+        """A whole object.
+
+        Raises
+        ------
+        MissingError, StoreError
+            It is missing; it is larger than ``most`` bytes.
+        """
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether there is such an object, or folder."""
+
+    @abstractmethod
+    def below(self, path: str) -> Self:
+        """The store in a folder of this one."""
+
+    @abstractmethod
+    def keys(self) -> Iterator[str]:
+        """Names of all objects; temporary ones are left out."""
+
+    @abstractmethod
+    def folders(self, path: str) -> list[str]:
+        """Names of the folders in a folder."""
+
+    @abstractmethod
+    def sizes(self, path: str) -> list[tuple[str, int]]:
+        """Names and sizes of the objects below a path, in order."""
+
+    @abstractmethod
+    def _array(self, path: str) -> zarr.Array[Any]:
+        """An array by zarr-python, read only."""
+
+    def opened(self) -> tuple[Self, dict[str, Any]]:
+        """The store as it is now, and its root's attributes."""
+        return self, self.attributes("")
+
+    def json(self, key: str, most: int = MOST_METADATA) -> dict[str, Any]:
+        """A small JSON object.
+
+        Raises
+        ------
+        MissingError, StoreError
+            It is missing; it is no JSON object, or larger than ``most`` bytes.
+        """
+        return self.parsed(key, self.small(key, most))
+
+    def parsed(self, key: str, data: bytes) -> dict[str, Any]:
+        """The JSON object that an object's bytes are."""
+        try:
+            document = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{key} is not JSON ({error})", str(self), "The store is damaged.") from error
+        if not isinstance(document, dict):
+            raise StoreError(f"{key} holds no JSON object", str(self), "The store is damaged.")
+        return document
+
+    def inside(self, path: str) -> str:
+        """A path that metadata name, if it stays in the store.
+
+        Raises
+        ------
+        StoreError
+            It leads out of the store, by its words or by a link.
+        """
+        clean = bool(path) and not path.startswith("/") and ":" not in path and ".." not in path.split("/")
+        if not clean or not self._holds(path):
+            raise StoreError(f"path {path!r} leaves the store", str(self), "It is damaged, or not to be trusted.")
+        return path
+
+    def _holds(self, path: str) -> bool:  # noqa: ARG002
+        """Whether no link leads out of the store."""
+        return True
+
+    def open_array(self, path: str, *, whole: bool = False) -> zarr.Array[Any]:
+        """An array by zarr-python, read only: any version, codec and layout.
+
+        Parameters
+        ----------
+        whole
+            Whether a missing object is an error, not fill value.
+
+        Raises
+        ------
+        StoreError
+            No array there, or one that zarr-python cannot open.
+        """
+        try:
+            array = self._array(path)
+            return array.with_config({"read_missing_chunks": False}) if whole else array
+        except StoreError:
+            raise
+        # Wrong metadata make zarr-python fail in many ways, OverflowError among them.
+        except Exception as error:
+            raise StoreError(f"array {path!r} cannot be opened ({error})", str(self)) from error
+
+    def attributes(self, path: str, most: int = MOST_METADATA) -> dict[str, Any]:
+        """A group's attributes, Zarr v3's or v2's.
+
+        Raises
+        ------
+        MissingError, StoreError
+            No group there; no attributes that can be read.
+        """
+        prefix = f"{path}/" if path else ""
+        try:
+            return self.attributes_in(prefix + ROOT, self.json(prefix + ROOT, most))
+        except MissingError:
+            return self.attributes_in(prefix + ROOT2, self.json(prefix + ROOT2, most))
+
+    def attributes_in(self, key: str, document: dict[str, Any]) -> dict[str, Any]:
+        """Those that a group's document holds."""
+        found = document.get("attributes", {}) if key.endswith(ROOT) else document
+        if not isinstance(found, dict):
+            raise StoreError(f"the attributes in {key} are not a JSON object", str(self))
+        return found
+
+    def labels(self) -> tuple[str, ...]:
+        """Names of the label images that the store lists."""
+        try:
+            found = self.attributes(LABELS)
+        except MissingError:
+            return ()
+        ome = found.get("ome", found)
+        listed = ome.get("labels", []) if isinstance(ome, dict) else []
+        return tuple(name for name in listed if isinstance(name, str)) if isinstance(listed, list) else ()
+
+    def manifest(self, zarr_format: int = 3) -> str:
+        """Key of the document that holds the manifest."""
+        return f"{MANIFEST}/{ROOT if zarr_format == 3 else ROOT2}"
+
+    def listed(self, zarr_format: int = 3) -> dict[str, tuple[int, str]]:
+        """The manifest: size and crc32c of each object."""
+        key = self.manifest(zarr_format)
+        document = self.json(key, MOST_MANIFEST)
+        try:
+            objects = (document["attributes"] if zarr_format == 3 else document)["objects"]
+            return {name: (int(size), str(crc)) for name, (size, crc) in objects.items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreError(f"{key} is no manifest", str(self), "It is damaged.") from error
+
+
 @dataclass(frozen=True, slots=True)
-class Store:
+class Store(Readable):
     """A folder of objects named by keys such as ``0/c/0/1/2``.
 
     Parameters
@@ -141,9 +330,15 @@ class Store:
     """
 
     root: Path
+    lists: ClassVar[bool] = True
 
     def __str__(self) -> str:
         return str(self.root)
+
+    @property
+    def name(self) -> str:
+        """Of the folder."""
+        return self.root.name
 
     def open(self, key: str) -> LocalFile:
         """An object, for reads of its parts.
@@ -160,45 +355,40 @@ class Store:
         except OSError as error:
             raise StoreError(f"{key} cannot be read ({error.strerror})", str(self)) from error
 
-    def json(self, key: str, most: int = MOST_METADATA) -> dict[str, Any]:
-        """A small JSON object.
-
-        Raises
-        ------
-        MissingError, StoreError
-            It is missing; it is no JSON object, or larger than ``most`` bytes.
-        """
+    def small(self, key: str, most: int) -> bytes:
+        """A whole object of at most ``most`` bytes."""
         path = self.root / key
         try:
-            if path.stat().st_size > most:
-                raise StoreError(f"{key} is larger than {most} bytes", str(self))
-            document = json.loads(path.read_bytes())
+            data = path.read_bytes() if path.stat().st_size <= most else None
         except (FileNotFoundError, NotADirectoryError) as error:
             raise MissingError(f"{key} is missing", str(self)) from error
         except OSError as error:
             raise StoreError(f"{key} cannot be read ({error.strerror})", str(self)) from error
-        except (ValueError, RecursionError) as error:
-            raise StoreError(f"{key} is not JSON ({error})", str(self), "The store is damaged.") from error
-        if not isinstance(document, dict):
-            raise StoreError(f"{key} holds no JSON object", str(self), "The store is damaged.")
-        return document
+        if data is None:
+            raise StoreError(f"{key} is larger than {most} bytes", str(self))
+        return data
 
-    def inside(self, path: str) -> str:
-        """A path that metadata name, if it stays in the store.
+    def _holds(self, path: str) -> bool:
+        return (self.root / path).resolve().is_relative_to(self.root.resolve())
 
-        Raises
-        ------
-        StoreError
-            It leads out of the store, by its words or by a link.
-        """
-        clean = bool(path) and not path.startswith("/") and ":" not in path and ".." not in path.split("/")
-        if not clean or not (self.root / path).resolve().is_relative_to(self.root.resolve()):
-            raise StoreError(f"path {path!r} leaves the store", str(self), "It is damaged, or not to be trusted.")
-        return path
+    def exists(self, key: str) -> bool:
+        """Whether there is such an object, or folder."""
+        return (self.root / key).exists()
 
-    def whole(self, key: str) -> bytes:
-        """A whole object."""
+    def below(self, path: str) -> Self:
+        """The store in a folder of this one."""
+        return replace(self, root=self.root / path)
+
+    def folders(self, path: str) -> list[str]:
+        """Names of the folders in a folder."""
+        folder = self.root / path
+        return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+
+    def whole(self, key: str, most: int | None = None) -> bytes:
+        """A whole object, of at most ``most`` bytes if that is given."""
         with self.open(key) as file:
+            if most is not None and file.size > most:
+                raise StoreError(f"{key} is larger than {most} bytes", str(self))
             return file.read(0, file.size)
 
     def write(self, key: str, *parts: bytes) -> Written:
@@ -230,7 +420,7 @@ class Store:
 
     def keys(self) -> Iterator[str]:
         """Names of all objects; temporary ones are left out."""
-        for folder, _, files in os.walk(self.root):
+        for folder, _, files in os.walk(self.root, onerror=_fail):
             inside = Path(folder).relative_to(self.root)
             yield from ((inside / name).as_posix() for name in files if not _temporary(name))
 
@@ -239,72 +429,30 @@ class Store:
         root = self.root / path
         return sorted((p.relative_to(root).as_posix(), p.stat().st_size) for p in root.rglob("*") if p.is_file())
 
+    def sync(self) -> None:
+        """Make the names of all objects as lasting as their bytes are."""
+        for folder, _, _ in os.walk(self.root, onerror=_fail):
+            sync_folder(Path(folder))
+
     def size(self) -> int:
         """Bytes of all objects together."""
         return sum((self.root / key).stat().st_size for key in self.keys())
 
-    def open_array(self, path: str, *, whole: bool = False) -> zarr.Array[Any]:
-        """An array by zarr-python, read only: any version, codec and layout.
-
-        Parameters
-        ----------
-        whole
-            Whether a missing object is an error, not fill value.
-
-        Raises
-        ------
-        StoreError
-            No array there, or one that zarr-python cannot open.
-        """
-        try:
-            array = zarr.open_array(zarr.storage.LocalStore(self.root / path, read_only=True), mode="r")
-            return array.with_config({"read_missing_chunks": False}) if whole else array
-        # Wrong metadata make zarr-python fail in many ways, OverflowError among them.
-        except Exception as error:
-            raise StoreError(f"array {path!r} cannot be opened ({error})", str(self)) from error
+    def _array(self, path: str) -> zarr.Array[Any]:
+        return zarr.open_array(zarr.storage.LocalStore(self.root / path, read_only=True), mode="r")
 
     def create_group(self, path: str, attributes: dict[str, Any], zarr_format: int = 3) -> list[Written]:
         """Write a group's metadata."""
         prefix = f"{path}/" if path else ""
         return [self.write(prefix + name, data) for name, data in _group(attributes, zarr_format).items()]
 
-    def attributes(self, path: str, most: int = MOST_METADATA) -> dict[str, Any]:
-        """A group's attributes, Zarr v3's or v2's.
-
-        Raises
-        ------
-        MissingError, StoreError
-            No group there; no attributes that can be read.
-        """
-        prefix = f"{path}/" if path else ""
-        three = (self.root / prefix / ROOT).exists()
-        found = self.json(prefix + ROOT, most).get("attributes", {}) if three else self.json(prefix + ROOT2, most)
-        if not isinstance(found, dict):
-            raise StoreError(f"the attributes of {path or 'the root'} are not a JSON object", str(self))
-        return found
-
-    def plan(self) -> dict[str, Any] | None:
-        """The plan of a draft; None where it cannot be read."""
-        try:
-            return self.json(PLAN)
-        except StoreError:
-            return None
-
-    def labels(self) -> tuple[str, ...]:
-        """Names of the label images that the store lists."""
-        try:
-            found = self.attributes(LABELS)
-        except MissingError:
-            return ()
-        ome = found.get("ome", found)
-        listed = ome.get("labels", []) if isinstance(ome, dict) else []
-        return tuple(name for name in listed if isinstance(name, str)) if isinstance(listed, list) else ()
-
     def list_labels(self, names: Iterable[str], version: str) -> None:
         """Add names to the list of label images, for a version of OME-Zarr; sealed, since no manifest covers it."""
         folder = self.root / LABELS
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
+            for stray in folder.glob(".*.tmp"):
+                stray.unlink()  # what a killed run had half written
             self._list_labels(sorted({*self.labels(), *names}), version)
 
     def _list_labels(self, names: list[str], version: str) -> None:
@@ -313,20 +461,6 @@ class Store:
         attributes = plain if version == "0.4" else {"ome": {"version": version, **plain}}
         for name, data in _group(attributes | seal_, 2 if version == "0.4" else 3).items():
             self.write(f"{LABELS}/{name}", seal(data) if _SEAL.search(data) else data)
-
-    def manifest(self, zarr_format: int = 3) -> str:
-        """Key of the document that holds the manifest."""
-        return f"{MANIFEST}/{ROOT if zarr_format == 3 else ROOT2}"
-
-    def listed(self, zarr_format: int = 3) -> dict[str, tuple[int, str]]:
-        """The manifest: size and crc32c of each object."""
-        key = self.manifest(zarr_format)
-        document = self.json(key, _MOST_MANIFEST)
-        try:
-            objects = (document["attributes"] if zarr_format == 3 else document)["objects"]
-            return {name: (int(size), str(crc)) for name, (size, crc) in objects.items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StoreError(f"{key} is no manifest", str(self), "It is damaged.") from error
 
     def finish(self, attributes: dict[str, Any], written: Iterable[Written], zarr_format: int = 3) -> None:
         """Write the manifest of all objects, then the root: the store is complete.
@@ -364,6 +498,26 @@ def group_document() -> bytes:
     return _bytes({"zarr_format": 2})
 
 
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder lasting; where the system cannot, it orders renames itself."""
+    if os.name == "nt":  # Windows has no handle on a folder
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # some network file systems know it of files only
+            error.filename = str(folder)
+            raise
+    finally:
+        os.close(fd)
+
+
+def _fail(error: OSError) -> NoReturn:
+    """What `os.walk` does with a folder that cannot be read: its objects must not be passed over."""
+    raise error
+
+
 def _temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
@@ -392,135 +546,3 @@ def _group(attributes: Mapping[str, Any], zarr_format: int) -> dict[str, bytes]:
     if zarr_format == 2:
         return {_GROUP2: group_document(), ROOT2: _bytes(attributes)}
     return {ROOT: _bytes({"zarr_format": 3, "node_type": "group", "attributes": attributes})}
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """An unfinished store beside its target."""
-
-    target: Path
-
-    @property
-    def folder(self) -> Path:
-        """Where the draft lives."""
-        return self.target.with_name(self.target.name + ".partial")
-
-    @property
-    def store(self) -> Store:
-        """The store to write into."""
-        return Store(self.folder / "store")
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other processes out, where the file system has locks; it lets go of a process that dies.
-
-        Raises
-        ------
-        ExistsError
-            Another process is at work on this draft.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / LOCK).open("wb") as file:
-            try:
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ExistsError(
-                    "another process is converting into it", str(self.target), "Wait for it, or stop it."
-                ) from error
-            except OSError as error:
-                if error.errno not in {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}:
-                    raise
-            yield
-
-    def begin(self, plan: dict[str, Any], *, overwrite: bool) -> None:
-        """Start, or go on with what an interrupted run left.
-
-        Parameters
-        ----------
-        plan
-            What is written, and from what.
-        overwrite
-            Drop a draft with another plan.
-
-        Raises
-        ------
-        ExistsError
-            A draft of another source or with other parameters is there.
-        """
-        home = Store(self.folder)
-        if (self.folder / PLAN).exists():
-            if home.plan() == json.loads(json.dumps(plan)):
-                for stray in self.folder.rglob(".*.tmp"):
-                    stray.unlink()  # what a killed run had half written
-                self.store.root.mkdir(parents=True, exist_ok=True)
-                return
-            if not overwrite:
-                raise ExistsError(
-                    "an unfinished conversion of another source, or with other parameters, is there",
-                    str(self.folder),
-                    "Finish it with its own parameters, or use --overwrite (overwrite=True) to drop it.",
-                )
-        # Without a plan, or with another: what lies there is of no known source.
-        for old in self.folder.iterdir():
-            if old.is_dir():
-                shutil.rmtree(old, ignore_errors=True)
-        self.store.root.mkdir(parents=True, exist_ok=True)
-        home.write_json(PLAN, plan)
-
-    def commit(
-        self, attributes: dict[str, Any], expected: set[str], written: Iterable[Written] = (), zarr_format: int = 3
-    ) -> None:
-        """Write manifest and root, and put the store in its place; what was there stays until then.
-
-        Raises
-        ------
-        StoreError
-            An object of ``expected`` is not there: somebody removed it.
-        """
-        missing = expected - set(self.store.keys())
-        if missing:
-            raise StoreError(
-                f"{len(missing)} objects are gone, {min(missing)} first", str(self.folder), "Convert the slide again."
-            )
-        self.store.finish(attributes, written, zarr_format)
-        for folder, _, _ in os.walk(self.store.root):
-            _sync_folder(Path(folder))
-        if self.target.exists():
-            self.target.rename(self._replaced)
-        self.store.root.rename(self.target)
-        _sync_folder(self.target.parent)
-        self.discard()
-
-    @property
-    def _replaced(self) -> Path:
-        """Where the store that is replaced waits until the new one is in its place."""
-        return self.folder / "replaced"
-
-    def recover(self) -> None:
-        """End what a run left that was killed while it put a new store in the place of an old one."""
-        if not self._replaced.exists():
-            return
-        with self.held():
-            if self.target.exists():
-                self.discard()
-            elif any((self.store.root / name).exists() for name in (ROOT, ROOT2)):
-                self.store.root.rename(self.target)
-                self.discard()
-            elif self._replaced.exists():
-                self._replaced.rename(self.target)
-
-    def discard(self) -> None:
-        """Remove the draft; its plan first, so that what a kill leaves of it is never taken for a draft."""
-        (self.folder / PLAN).unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows has no handle on a folder; its journal orders renames
-        return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -22,6 +22,7 @@ FLOORS = [
         "omexml",
         "color",
     },
+    {"remote"},
     {"shards", "draft"},
     {
         "sources.protocol",
@@ -71,16 +72,18 @@ FLOORS = [
     {"__main__"},
 ]
 DOORS = {
-    "zarr": {"store", "shards"},
+    "zarr": {"store", "remote", "shards"},
+    "obstore": {"remote"},
     "tifffile": {"sources.tiff", "synthetic.svs"},
     "openslide": {"sources.openslide_child"},
     "dask": {"cluster", "lazy", "filters"},
     "distributed": {"cluster"},
+    "dask_jobqueue": {"cluster"},
     "pyarrow": {"index", "tiler"},
     "typer": {"cli", "cli.batch"},
     "rich": {"cli", "cli.batch"},
 }
-OPTIONAL = {"distributed", "wsidicom", "pydicom", "pylibCZIrw", "bioio"}
+OPTIONAL = {"distributed", "dask_jobqueue", "wsidicom", "pydicom", "pylibCZIrw", "bioio", "obstore"}
 # One package of siblings may call each other: the shelves of one room.
 SHELVES = {"codecs", "sources", "synthetic", "writer", "verify", "cli"}
 
@@ -165,6 +168,6 @@ def test_no_cycle_among_the_sources():
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    code = "import ngfftile, sys; print(sorted({'numpy','zarr','dask','xarray','tifffile'} & set(sys.modules)))"
+    code = "import ngfftile, sys; print(sorted({'numpy','zarr','dask','xarray','tifffile','obstore'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -13,6 +13,7 @@ KINDS = {
     "MissingError": (FileNotFoundError, 2),
     "ExistsError": (FileExistsError, 2),
     "ResolutionError": (LookupError, 2),
+    "ClusterError": (ConnectionError, 2),
     "SourceError": (ValueError, 1),
     "StoreError": (OSError, 1),
 }

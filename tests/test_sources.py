@@ -14,7 +14,7 @@ from PIL import Image
 import ngfftile as nt
 from conftest import REAL, broken_files, real_slides
 from ngfftile.errors import MissingError, NgfftileError, OptionError, SourceError
-from ngfftile.sources import fingerprint
+from ngfftile.sources import fingerprint, openslide_child
 from ngfftile.sources.metadata import iso_date
 from ngfftile.sources.openslide import open_openslide
 
@@ -235,10 +235,10 @@ def test_tiles_that_the_file_does_not_store_become_background_and_are_reported(t
     assert np.array_equal(level_0(nt.open_source(path)), pixels)
 
 
-def test_transparent_pixels_become_background_not_black(svs):
-    source = nt.open_source(svs, reader="openslide")
+def test_transparent_pixels_become_background_not_black():
     rgba = np.array([[[10, 20, 30, 255], [0, 0, 0, 0], [100, 100, 100, 128]]], np.uint8)
-    opaque = source._opaque(rgba)
+    opaque = np.empty((1, 3, 3), np.uint8)
+    openslide_child.opaque(rgba, np.full(3, 255, np.uint8), opaque)
     assert opaque[0, 0].tolist() == [10, 20, 30]
     assert opaque[0, 1].tolist() == [255, 255, 255]
     assert opaque[0, 2].tolist() == [177, 177, 177]

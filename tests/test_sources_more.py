@@ -65,11 +65,14 @@ def check_regions(source, plane=0):
 # --- the choice among readers ---
 
 
+SMALL = {"size": Size(1, 1), "planes": 1}
+
+
 def reader_of(name, refuses=""):
     def open_it(path, scene=0):
         if refuses:
             raise RefusedError(refuses, str(path), f"mend of {name}")
-        return SimpleNamespace(info=SimpleNamespace(files=(path,), scene=scene), name=name)
+        return SimpleNamespace(info=SimpleNamespace(files=(path,), scene=scene, **SMALL), name=name)
 
     return open_it
 
@@ -116,7 +119,8 @@ def test_a_failed_open_names_each_reader_and_advises_what_the_one_at_home_says(o
 def test_scenes_reach_the_readers_that_know_them(only, tmp_path):
     path = tmp_path / "x.bin"
     path.write_bytes(b"x")
-    only(old=lambda path: SimpleNamespace(info=SimpleNamespace(files=(path,)), name="old"), new=reader_of("new"))
+    info = SimpleNamespace(files=(path,), **SMALL)
+    only(old=lambda _: SimpleNamespace(info=info, name="old"), new=reader_of("new"))
     assert open_source(path).name == "old"
     assert open_source(path, scene=0).name == "old"
     found = open_source(path, scene=3)

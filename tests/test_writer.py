@@ -27,10 +27,11 @@ from dask.order import order
 import ngfftile as nt
 from conftest import real_slides
 from ngfftile import writer
+from ngfftile.draft import Draft
 from ngfftile.errors import ExistsError, MissingError, OptionError, SourceError, StoreError
 from ngfftile.pyramid import PyramidPlan
 from ngfftile.sources.raster import Raster
-from ngfftile.store import Draft, Store
+from ngfftile.store import Store
 
 
 def tree(folder):

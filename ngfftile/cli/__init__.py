@@ -25,7 +25,7 @@ from ngfftile.cli.apart import silence
 from ngfftile.cli.batch import STORE, Outcome, batch, err, inputs, out, targets
 from ngfftile.cli.facts import facts_of
 from ngfftile.errors import NgfftileError, OptionError, SourceError, StoreError
-from ngfftile.locations import local_path
+from ngfftile.locations import is_url, local_path
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -115,6 +115,9 @@ Cores = Annotated[int | None, typer.Option(help="Cores of a SLURM job; by defaul
 Memory = Annotated[str | None, typer.Option(help="Memory of a SLURM job, such as 32GB.")]
 Walltime = Annotated[str | None, typer.Option(help="Time limit of a SLURM job, such as 04:00:00.")]
 Partition = Annotated[str | None, typer.Option(help="SLURM partition.")]
+Sparse = Annotated[
+    bool, typer.Option("--allow-sparse", help="The file may have above 1,000 pixels a byte: it is nearly empty.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -133,7 +136,7 @@ def common(
 
 @app.command()
 def info(
-    slide: Annotated[str, typer.Argument(help="A vendor's file, a DICOM folder, or an OME-Zarr store.")],
+    slide: Annotated[str, typer.Argument(help="A vendor's file, a DICOM folder, or an OME-Zarr store or its url.")],
     as_json: AsJson = False,
     reader: Reader = None,
     scene: Scene = None,
@@ -178,6 +181,7 @@ def plan(
     no_associated: NoAssociated = False,
     deidentify: Deidentify = False,
     scene: Scene = None,
+    allow_sparse: Sparse = False,
     workers: Workers = None,
     reader: Reader = None,
     as_json: AsJson = False,
@@ -198,6 +202,7 @@ def plan(
         workers=workers,
         reader=reader,
         scene=scene,
+        allow_sparse=allow_sparse,
     )
     if as_json:
         _print_json(made.to_dict())
@@ -225,6 +230,7 @@ def convert(
     deidentify: Deidentify = False,
     damaged: DamagedOption = Damaged.FAIL,
     scene: Scene = None,
+    allow_sparse: Sparse = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished store.")] = False,
     workers: Workers = None,
     scheduler: Scheduler = "threads",
@@ -253,15 +259,16 @@ def convert(
         "damaged": damaged,
         "overwrite": overwrite,
         "reader": reader,
+        "allow_sparse": allow_sparse,
     }
     cluster.check(scheduler, workers)
     with _serving(scheduler, workers, jobs, cores, memory, walltime, partition) as served:
         one = partial(
             _convert, places, dest.rstrip("/").endswith(STORE), scene, options | {"scheduler": served}, workers
         )
-        # A cluster's workers are apart already.
+        # A cluster's workers are apart already; the next slide fills them while the top of the last one is made.
         here = (workers or cluster.default_workers()) if scheduler == "threads" else None
-        batch(names, one, "MP", log_file, workers=here)
+        batch(names, one, "MP", log_file, workers=here, together=min(2, len(names)) if here is None else 1)
 
 
 def _convert(
@@ -276,7 +283,7 @@ def _convert(
 ) -> Outcome:
     """Convert what is wanted of one file; ``share`` is the threads that it may use where others are at work too."""
     lines, failed, identifying = [], [], dict[str, None]()
-    for which, target in _scenes(source, places[source], scene, options["reader"], exact=exact):
+    for which, target in _scenes(source, places[source], scene, options, exact=exact):
         try:
             done = nt.convert(source, target, scene=which, workers=share or workers, progress=report, **options)
         except SourceError as error:  # the other scenes may be whole
@@ -307,10 +314,10 @@ def _serving(
 
 
 def _scenes(
-    source: str, target: str, scene: int | None, reader: str | None, *, exact: bool
+    source: str, target: str, scene: int | None, options: dict[str, Any], *, exact: bool
 ) -> list[tuple[int | None, str]]:
     """The slides in a file that are wanted, and a store for each."""
-    found = nt.open_source(source, reader).info.scenes
+    found = nt.open_source(source, options["reader"], allow_sparse=options["allow_sparse"]).info.scenes
     if not found or (scene is not None and exact):
         return [(scene, target)]
     stem = target.removesuffix(STORE).removesuffix(".ome")
@@ -320,7 +327,7 @@ def _scenes(
 
 @app.command()
 def verify(
-    stores: Annotated[list[str], typer.Argument(help="OME-Zarr stores, folders of them, globs.", metavar="STORE...")],
+    stores: Annotated[list[str], typer.Argument(help="OME-Zarr stores, their urls, folders, globs.", metavar="STORE...")],
     source: Annotated[str | None, typer.Option(help="What the store was made from, to compare with.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Compare every pixel with the source, not 64 places.")] = False,
     subset: Annotated[str | None, typer.Option(help="A part of the work: 1/5 is the first of five.")] = None,
@@ -378,7 +385,7 @@ def _verified(reports: list[dict[str, Any]], store: str, **options: Any) -> nt.R
 
 @app.command()
 def tile(
-    stores: Annotated[list[str], typer.Argument(help="OME-Zarr stores, folders of them, globs.", metavar="STORE...")],
+    stores: Annotated[list[str], typer.Argument(help="OME-Zarr stores, their urls, folders, globs.", metavar="STORE...")],
     dest: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Folder of the tables.")],
     mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel of the tiles.")] = None,
     level: Annotated[int | None, typer.Option(help="Stored level of the tiles, 0 the finest.")] = None,
@@ -412,7 +419,7 @@ def tile(
             grid,
             tissue=tissue,
             min_fraction=min_fraction,
-            label=None if no_label else "tissue",
+            label=None if no_label or is_url(store) else "tissue",
             scheduler=served,
             workers=workers,
             progress=report,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ngfftile import cluster
 from ngfftile.cli.apart import Crash, Report, Work, apart
 from ngfftile.errors import ExistsError, MissingError, NgfftileError, OptionError
-from ngfftile.locations import local_path
+from ngfftile.locations import is_url, local_path
 
 out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
 STORE = ".zarr"
@@ -31,7 +33,9 @@ _PICTURES = frozenset([".png", ".jpg", ".jpeg", ".jp2", ".webp", ".bmp", ".gif"]
 
 
 def is_store(path: str) -> bool:
-    """Whether a folder looks like an OME-Zarr store."""
+    """Whether a folder looks like an OME-Zarr store; a url is taken for one."""
+    if is_url(path):
+        return True
     folder = Path(path)
     return folder.is_dir() and any((folder / name).exists() for name in ("zarr.json", ".zattrs", ".zgroup"))
 
@@ -40,6 +44,9 @@ def inputs(given: list[str], *, stores: bool) -> list[str]:
     """Files, folders and globs as a list of slides; names that lead nowhere are kept, for the error they deserve."""
     found: list[str] = []
     for name in given:
+        if is_url(name):
+            found.append(name)
+            continue
         pattern = any(c in name for c in "*?[") and not Path(name).exists()
         matches = sorted(glob.glob(name)) if pattern else [name]  # noqa: PTH207 (Path.glob takes no absolute pattern)
         if not matches:
@@ -119,7 +126,14 @@ class Outcome:
 
 
 def batch(
-    names: list[str], one: Work, unit: str, log_file: Path | None, *, quiet: bool = False, workers: int | None = None
+    names: list[str],
+    one: Work,
+    unit: str,
+    log_file: Path | None,
+    *,
+    quiet: bool = False,
+    workers: int | None = None,
+    together: int = 1,
 ) -> None:
     """Do all slides; a bad one never stops the rest. Exits 1 or 2 if any failed, 128 + n if signal n stopped it.
 
@@ -135,7 +149,9 @@ def batch(
     quiet
         Print only what could not run.
     workers
-        Processes, or threads of a single slide; picklable calls only. None does one slide after the other, here.
+        Processes, or threads of a single slide; picklable calls only. None works in this process.
+    together
+        How many slides at a time in this process.
     """
     outcomes: list[Outcome] = []
     if log_file is not None:
@@ -143,7 +159,7 @@ def batch(
     with _Bars(len(names), unit) as bars:
         work = partial(attempt, one)
         if workers is None:
-            results: Iterator[tuple[str, Any]] = ((n, work(n, None, partial(bars.say, n))) for n in names)
+            results: Iterator[tuple[str, Any]] = _here(names, work, bars.say, together)
         else:
             results = apart(names, work, workers, bars.say)
         try:
@@ -166,6 +182,24 @@ def batch(
     if failed:
         # One slide: its own code. Of many, those that are done are good: the data of the others are bad.
         raise typer.Exit(failed[0].code if len(names) == 1 else 1)
+
+
+def _here(
+    names: list[str], work: Work, say: Callable[[str, int, int], None], together: int
+) -> Iterator[tuple[str, Outcome]]:
+    """Call ``work`` with each name in this process."""
+    if together == 1:
+        yield from ((name, work(name, None, partial(say, name))) for name in names)
+        return
+    with ThreadPoolExecutor(together) as pool:
+        futures = {pool.submit(work, name, None, partial(say, name)): name for name in names}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            cluster.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _tell(outcome: Outcome, log_file: Path | None, *, quiet: bool) -> None:

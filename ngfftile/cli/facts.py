@@ -10,7 +10,11 @@ from ngfftile.cli.batch import is_store
 
 def facts_of(slide: str, reader: str | None, scene: int | None = None) -> dict[str, Any]:
     """The facts of a slide by name, as JSON has them."""
-    return _store_facts(nt.open(slide)) if is_store(slide) else _source_facts(nt.open_source(slide, reader, scene).info)
+    return (
+        _store_facts(nt.open(slide))
+        if is_store(slide)
+        else _source_facts(nt.open_source(slide, reader, scene, allow_sparse=True).info)
+    )
 
 
 def _source_facts(about: nt.SourceInfo) -> dict[str, Any]:

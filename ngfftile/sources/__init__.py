@@ -43,6 +43,9 @@ _HOME = (
     (0, b"ZISRAWFILE", "czi"),
 )
 _DICOMDIR = b"1.2.840.10008.1.3.10"  # SOP class of an index of DICOM files, which is no slide
+# Pixels that a byte may stand for: deflate's most is 1,032 bytes, and of stained tissue a byte holds 2 to 30. Below so
+# many pixels nothing takes long; a small plane takes as long as one of a megapixel.
+_MOST_RATIO, _FEW, _AS_PLANE = 1000, 1 << 30, 1 << 20
 # A fingerprint covers files up to the first size whole, of larger ones both ends and samples between: slides have
 # gigabytes, and the tables of their tiles' places and sizes, which it covers too, change with their pixels.
 _WHOLE, _EDGE, _SAMPLE, _SAMPLES = 16 << 20, 1 << 20, 4096, 1024
@@ -53,7 +56,9 @@ def readers() -> dict[str, str]:
     return READERS | {point.name: point.value for point in entry_points(group="ngfftile.sources")}
 
 
-def open_source(path: str | Path, reader: str | None = None, scene: int | None = None) -> Source:
+def open_source(
+    path: str | Path, reader: str | None = None, scene: int | None = None, *, allow_sparse: bool = False
+) -> Source:
     """Open a foreign slide by its content, whatever its name.
 
     Parameters
@@ -64,6 +69,8 @@ def open_source(path: str | Path, reader: str | None = None, scene: int | None =
         Name of the only reader to try.
     scene
         Which of the slides that the file holds, from 0; None is the first.
+    allow_sparse
+        Whether it may have more than 1,000 pixels for each byte of its files (and 2^30 in all).
 
     Raises
     ------
@@ -72,7 +79,7 @@ def open_source(path: str | Path, reader: str | None = None, scene: int | None =
     OptionError
         No such reader, or no such scene.
     SourceError
-        No reader takes it, and the message has each one's reason; or the file is damaged.
+        No reader takes it, and the message has each one's reason; or the file is damaged, or too sparse.
     """
     given = local_path(path)
     place = _main_file(given)
@@ -87,6 +94,8 @@ def open_source(path: str | Path, reader: str | None = None, scene: int | None =
         except RefusedError as error:
             reasons[name] = error
         else:
+            if not allow_sparse:
+                _check_dense(source.info)
             return _only_one(source, given)
     told = "; ".join(f"{name}: {error.what}" for name, error in reasons.items())
     # What the reader at home in the format advises helps more than what others do.
@@ -94,6 +103,20 @@ def open_source(path: str | Path, reader: str | None = None, scene: int | None =
     mends += [error.mend for error in reasons.values()]
     last = list(reasons.values())[-1]
     raise SourceError(f"no reader takes it ({told})", str(place), next(filter(None, mends), "")) from last
+
+
+def _check_dense(info: SourceInfo) -> None:
+    """Refuse what would take days to write out of a file of kilobytes."""
+    pixels = max(info.size.x * info.size.y, _AS_PLANE) * info.planes
+    if pixels <= _FEW:
+        return
+    held = sum(p.stat().st_size for path in info.files for p in ([path] if path.is_file() else path.rglob("*")))
+    if pixels > _MOST_RATIO * held:
+        raise SourceError(
+            f"{info.size} pixels in {info.planes} planes, and {held} bytes in all",
+            str(info.files[0]),
+            "If nearly all of it is empty on purpose: --allow-sparse (allow_sparse=True).",
+        )
 
 
 def _order(home: str | None, known: Mapping[str, str]) -> list[str]:

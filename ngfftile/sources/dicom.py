@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"  # SOP class, VL Whole Slide Microscopy Image Storage (PS3.4, B.5)
+# pydicom inflates all of them at once, whatever that comes to: PS3.5, A.5, and the JPIP and supplementary ones.
+_DEFLATED = {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"}
 _ROLES = {"LABEL": "label", "OVERVIEW": "macro", "LOCALIZER": "macro", "THUMBNAIL": "thumbnail"}
 _TO_MATRIX = 0x00480007  # TotalPixelMatrixRows: what tells the instances of a series apart stands before it
 
@@ -189,11 +191,13 @@ def _series(path: Path) -> dict[Path, Dataset]:
 
 def _head(path: Path) -> Dataset | None:
     """The first part of a header, in which no element is long; None of what is not DICOM."""
-    from pydicom.filereader import read_partial
+    from pydicom.filereader import read_file_meta_info, read_partial
 
     with path.open("rb") as file:
         if file.read(132)[128:] != b"DICM":
             return None
+        if str(read_file_meta_info(path).get("TransferSyntaxUID", "")) in _DEFLATED:
+            raise SourceError("its header is deflated, which no slide's is", str(path))
         file.seek(0)
         return read_partial(file, lambda tag, vr, length: tag > _TO_MATRIX)  # noqa: ARG005 (pydicom names them)
 

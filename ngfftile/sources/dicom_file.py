@@ -225,6 +225,8 @@ def _from_rle(data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Arra
 
 def _decode(data: bytes, syntax: str, colours: str, out: Array) -> str:
     """Decode a compressed frame into ``out``, and give what its colours are then."""
+    if why := streams.excess(data, _AS_TIFF_JPEG2000 if syntax in _JPEG2000 else _AS_TIFF_JPEG):
+        raise ValueError(why)
     if syntax in _JPEG:
         # The header has the last word on what the samples are; the marker that says so in JPEG is often missing.
         stored = None if out.ndim == 2 else "RGB" if colours == "RGB" else "YCBCR"
@@ -241,6 +243,8 @@ def _decode(data: bytes, syntax: str, colours: str, out: Array) -> str:
     told = streams.frame(data, _AS_TIFF_JPEG2000)
     if told is None or (told.height, told.width) != out.shape[:2]:
         raise ValueError(f"it says {told} where a tile has {out.shape[1]} x {out.shape[0]} pixels")
+    if told.samples > 4:
+        raise ValueError(f"it says {told.samples} samples of a pixel")
     imagecodecs.jpeg2k_decode(data, out=out)
     # These two are transforms of JPEG 2000 itself, which its decoder undoes.
     return "RGB" if colours in {"YBR_ICT", "YBR_RCT"} else colours

@@ -1,22 +1,27 @@
-"""Slides by OpenSlide: Hamamatsu, Leica, 3DHISTECH, Ventana, Philips, Trestle, Sakura, Zeiss and DICOM."""
+"""Slides by OpenSlide: Hamamatsu, Leica, 3DHISTECH, Ventana, Philips, Trestle, Sakura, Zeiss and DICOM.
+
+OpenSlide ends the process over some damaged files, so that it runs in children: `openslide_child`.
+"""
 
 from __future__ import annotations
 
-from functools import cached_property, lru_cache
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openslide
-from numpy.typing import NDArray
 
 from ngfftile.errors import OptionError, SourceError
 from ngfftile.geometry import Mpp, Region, Size
 from ngfftile.ngff import RGB
 from ngfftile.sources import metadata
+from ngfftile.sources.child import AnswerError, CrashError, Pool
 from ngfftile.sources.protocol import Array, Damaged, RefusedError, Source, SourceInfo, unchanged, version
 
+_SERVED = Path(__file__).with_name("openslide_child.py")
 _BAND = 512  # rows asked at once, so that OpenSlide's RGBA copy of a shard is an eighth of it
+_MOST_ASSOCIATED = 1 << 28  # bytes
 _PIECE = 256  # pixels: the side of what is called damaged, of formats that do not say their tiles
 _FORMATS = {
     "aperio": "Aperio SVS",
@@ -65,88 +70,75 @@ def _again(path: Path, before: tuple[int, int]) -> Source:
     return open_openslide(unchanged(path, before))
 
 
-def _handle(path: Path) -> openslide.OpenSlide:
-    try:
-        return openslide.OpenSlide(path)
-    except openslide.OpenSlideError as error:
-        raise RefusedError(str(error), str(path)) from error
-
-
 class OpenSlideSource:
-    """A slide that OpenSlide reads; see `ngfftile.sources.protocol.Source`."""
+    """A slide that OpenSlide reads, in processes of its own; see `ngfftile.sources.protocol.Source`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.info = _describe(path, self._slide)
+        self._children = Pool(_SERVED, str(path))
+        try:
+            with self._children.child() as child:
+                about, _ = child.ask("about")
+        except AnswerError as error:
+            raise RefusedError(_told(error), str(path)) from error
+        self.info = _describe(path, about)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (self._path, version(self._path))
-
-    @cached_property
-    def _slide(self) -> openslide.OpenSlide:
-        return _handle(self._path)
-
-    @cached_property
-    def _background(self) -> NDArray[np.float32]:
-        color = self.info.properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
-        return np.frombuffer(bytes.fromhex(color), np.uint8).astype(np.float32)
 
     def read(self, region: Region, plane: int, out: Array, damaged: Damaged | None = None) -> None:  # noqa: ARG002
         """Pixels of level 0; see `Source.read`."""
         for y in range(region.y, region.bottom, _BAND):
             band = Region(region.x, y, region.width, min(_BAND, region.bottom - y))
             target = out[band.inside(region)]
-            slide = self._slide
             try:
-                target[...] = self._pixels(slide, band)
-            except openslide.OpenSlideError:
-                # A handle that failed once fails for ever, for all threads; the next that asks opens another.
-                if self.__dict__.get("_slide") is slide:
-                    self.__dict__.pop("_slide", None)
+                self._fill(target, "read", band.x, band.y, band.width, band.height)
+            except AnswerError:
                 self._tile_by_tile(band, target, damaged)
 
     def _tile_by_tile(self, band: Region, out: Array, damaged: Damaged | None) -> None:
-        """A band with damage, or whose handle failed elsewhere: on a handle of its own, opened again after each."""
-        slide = _handle(self._path)
+        """A band with damage, or whose child failed elsewhere."""
         tile = self.info.tile if min(self.info.tile.x, self.info.tile.y) > 1 else Size.of(_PIECE)
         for y in range(band.y // tile.y * tile.y, band.bottom, tile.y):
             for x in range(band.x // tile.x * tile.x, band.right, tile.x):
                 piece = Region(x, y, tile.x, tile.y).clip(band)
                 target = out[piece.inside(band)]
                 try:
-                    target[...] = self._pixels(slide, piece)
-                except openslide.OpenSlideError as error:
-                    reason = f"x {x}, y {y}, {tile} cannot be read (OpenSlide: {error})"
+                    self._fill(target, "read", piece.x, piece.y, piece.width, piece.height)
+                except AnswerError as error:
+                    reason = f"x {x}, y {y}, {tile} cannot be read ({_told(error)})"
                     if damaged is None:
                         raise SourceError(reason, str(self._path), "The file is damaged there.") from error
                     damaged(piece, reason)
                     target[...] = self.info.background
-                    slide = _handle(self._path)
 
-    def _pixels(self, slide: openslide.OpenSlide, region: Region) -> Array:
-        return self._opaque(np.asarray(slide.read_region((region.x, region.y), 0, (region.width, region.height))))
-
-    def _opaque(self, rgba: Array) -> Array:
-        """Lay what is transparent over the slide's background, as a viewer does."""
-        alpha = rgba[..., 3]
-        if alpha.min() == 255:
-            return rgba[..., :3]
-        share = alpha[..., None].astype(np.float32) / 255
-        return metadata.rounded(rgba[..., :3] * share + self._background * (1 - share))
+    def _fill(self, out: Array, method: str, *arguments: Any) -> None:
+        """What a child lays into its memory, as pixels."""
+        with self._children.child() as child:
+            _, memory = child.ask(method, *arguments, room=out.size)
+            out[...] = np.frombuffer(memory, np.uint8).reshape(out.shape)
 
     def associated(self, role: str) -> Array:
         """One associated image."""
+        size = self.info.associated[role]
+        out = np.empty((size.y, size.x, 3), np.uint8)
         try:
-            return self._opaque(np.asarray(self._slide.associated_images[role]))
-        except openslide.OpenSlideError as error:
+            self._fill(out, "associated", role, size.x, size.y)
+        except AnswerError as error:
             raise SourceError(
-                f"its {role} image cannot be read (OpenSlide: {error})", str(self._path), metadata.WITHOUT
+                f"its {role} image cannot be read ({_told(error)})", str(self._path), metadata.WITHOUT
             ) from error
+        return out
 
 
-def _describe(path: Path, slide: openslide.OpenSlide) -> SourceInfo:
-    properties = {k: str(v) for k, v in slide.properties.items()}
-    vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
+def _told(error: AnswerError) -> str:
+    """What happened, by its subject."""
+    return f"OpenSlide {error}" if isinstance(error, CrashError) else f"OpenSlide: {error}"
+
+
+def _describe(path: Path, about: Mapping[str, Any]) -> SourceInfo:
+    properties, levels = about["properties"], tuple(Size(*size) for size in about["levels"])
+    vendor = properties.get("openslide.vendor", "unknown")
     x, y = (metadata.number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
     mpp, mpp_source = metadata.plausible(Mpp(x, y or x) if x else None, "openslide.mpp-x, openslide.mpp-y")
     width = metadata.number(properties.get("openslide.level[0].tile-width")) or 1
@@ -155,30 +147,21 @@ def _describe(path: Path, slide: openslide.OpenSlide) -> SourceInfo:
         reader="openslide",
         format=_FORMATS.get(vendor, vendor),
         vendor=vendor,
-        size=Size(*slide.dimensions),
+        size=levels[0],
         channels=RGB,
         rgb=True,
         dtype="uint8",
         tile=Size(int(width), int(height)),
         mpp=mpp,
         mpp_source=mpp_source,
-        levels=tuple(Size(*d) for d in slide.level_dimensions),
+        levels=levels,
         files=_files(path, vendor, properties.get("dicom.SeriesInstanceUID", "")),
-        objective_power=metadata.number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
+        objective_power=metadata.number(properties.get("openslide.objective-power")),
         acquired=_acquired(vendor, properties),
         associated=_associated(properties),
         properties=properties,
-        icc=_icc(slide),
+        icc=bytes.fromhex(about["icc"]) if about["icc"] else None,
     )
-
-
-def _icc(slide: openslide.OpenSlide) -> bytes | None:
-    """The profile as the file has it; `color_profile` would be littlecms' own copy."""
-    if slide.color_profile is None:
-        return None
-    # Beside a picture stand the file's own bytes, and one pixel of the coarsest level costs least.
-    found: bytes | None = slide.read_region((0, 0), slide.level_count - 1, (1, 1)).info.get("icc_profile")
-    return found
 
 
 def _acquired(vendor: str, properties: dict[str, str]) -> str | None:
@@ -193,7 +176,7 @@ def _associated(properties: dict[str, str]) -> dict[str, Size]:
     found = {}
     for role in ("label", "macro", "thumbnail"):
         width, height = (properties.get(f"openslide.associated.{role}.{side}") for side in ("width", "height"))
-        if width and height:
+        if width and height and 3 * int(width) * int(height) <= _MOST_ASSOCIATED:
             found[role] = Size(int(width), int(height))
     return found
 

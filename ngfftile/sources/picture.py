@@ -31,7 +31,7 @@ from PIL import (
 from ngfftile.errors import OptionError, SourceError
 from ngfftile.geometry import Mpp, Region, Size
 from ngfftile.ngff import RGB, Channel
-from ngfftile.sources import metadata
+from ngfftile.sources import metadata, streams
 from ngfftile.sources.orientation import Orientation
 from ngfftile.sources.protocol import Array, Damaged, RefusedError, Source, SourceInfo, unchanged, version
 
@@ -185,6 +185,9 @@ def _decode(path: Path, header: _Header) -> Array:
         with path.open("rb") as file, plugin(file) as image:
             return np.asarray(image.convert(("RGB" if header.samples == 3 else "L") + "A" * header.alpha))
     data = path.read_bytes()
+    code = {"JPEG": 7, "JPEG 2000": 34712}.get(header.kind, 0)  # as TIFF counts them
+    if why := streams.excess(data, code):
+        raise ValueError(why)
     if header.kind == "JPEG":
         if not _is_whole(data):
             raise ValueError("it has no end: the file is truncated")

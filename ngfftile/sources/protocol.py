@@ -5,9 +5,10 @@ A `Source` reads level 0 and the associated images; coarser levels are made by u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,6 +40,38 @@ def unchanged(path: Path, before: tuple[int, int]) -> Path:
     if version(path) != before:
         raise SourceError("the file changed while it was read", str(path), "Convert it again when it is at rest.")
     return path
+
+
+def states(paths: Iterable[Path]) -> dict[Path, tuple[int, ...]]:
+    """What changes when files do, or others take their place; of a folder, the files that lie in it.
+
+    Only on one machine: others may number the files in their own way.
+    """
+    every = [part for path in paths for part in ([path, *path.iterdir()] if path.is_dir() else [path])]
+    return {path: _state(path) for path in every}
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    about = path.stat()
+    # What is written into folders of a store, its labels, is no concern of who reads its pixels.
+    return (about.st_ino,) if S_ISDIR(about.st_mode) else (about.st_ino, about.st_mtime_ns, about.st_size)
+
+
+def check_states(before: Mapping[Path, tuple[int, ...]]) -> None:
+    """Compare with what `states` found.
+
+    Raises
+    ------
+    SourceError
+        A file was changed, replaced or removed in between: what was read may be a part of each.
+    """
+    for path, state in before.items():
+        try:
+            found = "changed" if _state(path) != state else None
+        except FileNotFoundError:
+            found = "vanished"
+        if found:
+            raise SourceError(f"the file {found} while it was read", str(path), "Convert it again when it is at rest.")
 
 
 class RefusedError(SourceError):

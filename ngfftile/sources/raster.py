@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from operator import eq
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,8 +18,8 @@ from ngfftile.sources.protocol import Array, Damaged
 from ngfftile.sources.samples import Samples
 
 MOST_TILE_BYTES = 1 << 30
+_JPEG = 7
 _CUT = 1 << 20  # bytes: strips of more that are not compressed are read in parts of this
-_FRAMED = streams.JPEG | streams.JPEG2000 | streams.WEBP
 
 
 class File(Protocol):
@@ -138,17 +137,21 @@ def check(path: Path, what: str, grid: Grid, pages: Iterable[Page], files: Seque
         They do not.
     """
     for page in pages:
-        if min(len(page.offsets), len(page.counts)) < grid.count:
+        if page.tables and streams.frame(page.tables, _JPEG) is not None:
+            raise SourceError(f"{what}: its JPEG tables hold a picture", str(path), "The file is damaged.")
+        if (listed := min(len(page.offsets), len(page.counts))) < grid.count:
             raise SourceError(
-                f"{len(page.offsets)} tiles listed where {grid.size} in tiles of {grid.tile} needs {grid.count}",
+                f"{listed} tiles listed where {grid.size} in tiles of {grid.tile} needs {grid.count}",
                 str(path),
                 "The file is damaged.",
             )
-        kinds = {type(value) for values in (page.offsets, page.counts) for value in values}
-        if not all(issubclass(kind, Integral) for kind in kinds) or min(*page.offsets, *page.counts) < 0:
+        offsets, counts = (np.array(values[: grid.count]) for values in (page.offsets, page.counts))
+        if offsets.dtype.kind not in "iu" or counts.dtype.kind not in "iu" or min(offsets.min(), counts.min()) < 0:
             raise SourceError(f"{what}: places or sizes of tiles that are no whole numbers", str(path))
         size = files[page.file].size
-        beyond = sum(offset + count > size for offset, count in zip(page.offsets, page.counts, strict=False))
+        past = (offsets > size) | (counts > size)  # alone, so that no sum wraps
+        offsets[past] = counts[past] = 0
+        beyond = int(past.sum() + (offsets.astype(np.int64) + counts.astype(np.int64) > size).sum())
         if beyond:
             raise SourceError(
                 f"{what}: {beyond} of {len(page.offsets)} tiles or strips lie past the file's end at byte {size}",
@@ -278,7 +281,7 @@ class Raster:
         if page.counts[index] == 0:
             return None
         data = self.files[page.file].read(page.offsets[index], page.counts[index])
-        if self.compression not in _FRAMED or self._header is not None:
+        if self.compression not in streams.FRAMED or self._header is not None:
             return data, None
         frame = streams.frame(data, self.compression)
         if frame is None:
@@ -287,6 +290,10 @@ class Raster:
             raise self.error(row, col, "its stream is cut short")
         if not self.grid.fits(frame, row, col):
             raise self.error(row, col, f"it declares {frame.width} x {frame.height} pixels")
+        if frame.samples > max(4, self.grid.width):
+            raise self.error(row, col, f"it declares {frame.samples} samples of a pixel")
+        if why := streams.excess(data, self.compression):
+            raise self.error(row, col, why)
         return data, frame
 
     def segment(self, page: Page, part: int, layer: int, row: int, col: int) -> Array | None:

@@ -88,7 +88,8 @@ def _open(path: Path, scene: int, *, anything: bool) -> Source:
         misnamed = bool(likeness) and path.suffix.lower() == ".ndpi"
         with tifffile.TiffFile(path, **({"is_ndpi": False} if misnamed else {})) as tiff:
             return TiffSource(path, tiff, likeness, scene, anything=anything)
-    except NgfftileError:
+    except NgfftileError as error:
+        error.where = error.where or str(path)
         raise
     # Damage shows itself in tifffile as almost any error; each means that the headers cannot be read.
     except Exception as error:

@@ -14,12 +14,11 @@ from typing import Any
 from ngfftile import cluster
 from ngfftile.errors import MissingError, NgfftileError, OptionError
 from ngfftile.geometry import Region
-from ngfftile.locations import local_path
+from ngfftile.remote import store_at
 from ngfftile.shards import LevelArray
-from ngfftile.slide import Slide
-from ngfftile.slide import open as open_slide
+from ngfftile.slide import Slide, open_store
 from ngfftile.sources import SourceInfo, fingerprint, open_source
-from ngfftile.store import LABELS, MANIFEST, ROOT, ROOTS, Store
+from ngfftile.store import LABELS, MANIFEST, ROOT, ROOTS, Readable, Store
 from ngfftile.verify import objects, pixels
 from ngfftile.verify.objects import format_of
 from ngfftile.verify.report import Finding, Report, level_of
@@ -51,7 +50,7 @@ def verify(
     Parameters
     ----------
     url
-        The store.
+        The store: a path or url. What a url has beyond its manifests cannot be seen.
     source
         What it was made from: then facts and pixels are compared too, of slides above 16 megapixels at 64 places.
     full
@@ -81,13 +80,13 @@ def verify(
     """
     begun = time.perf_counter()
     cluster.check(scheduler, workers)
-    place = local_path(url)
-    if not place.is_dir():
-        raise MissingError("no store there", str(place), "Check the path.")
+    store = store_at(url)
+    if isinstance(store, Store) and not store.root.is_dir():
+        raise MissingError("no store there", str(store), "Check the path.")
     run = _Run(_Part.chosen(subset), scheduler, workers, progress)
-    report = run.store(Store(place))
+    report = run.store(store)
     if source is not None:
-        report = run.against(report, Store(place), str(source), reader, full=full)
+        report = run.against(report, store, str(source), reader, full=full)
     return replace(report, seconds=time.perf_counter() - begun)
 
 
@@ -122,17 +121,17 @@ class _Run:
     workers: int | None
     progress: Progress | None
 
-    def store(self, store: Store, prefix: str = "") -> Report:
+    def store(self, store: Readable, prefix: str = "") -> Report:
         """Check an image and its labels; ``prefix`` leads from the slide's root to it."""
         zarr_format = format_of(store)
         findings: list[Finding] = []
         notes: list[str] = []
         slide: Slide | None = None
         try:
-            slide = open_slide(store.root)
+            slide = open_store(store)
         except NgfftileError as error:
             findings.append(Finding("structure", "metadata", error.what))
-        ours = slide is None or bool(slide.facts.get("manifest")) or (store.root / MANIFEST).exists()
+        ours = slide is None or bool(slide.facts.get("manifest")) or store.exists(store.manifest(zarr_format))
         listed: dict[str, tuple[int, str]] = {}
         if ours:
             findings += objects.root_findings(store, zarr_format)
@@ -170,12 +169,12 @@ class _Run:
         )
         return self._labels(report, store, zarr_format, ours=ours) if not prefix else report
 
-    def _labels(self, report: Report, store: Store, zarr_format: int, *, ours: bool) -> Report:
+    def _labels(self, report: Report, store: Readable, zarr_format: int, *, ours: bool) -> Report:
         findings = list(objects.label_list_findings(store, zarr_format, ours=ours))
         reports = []
-        for name in store.labels() if not findings else _folders(store):
+        for name in store.labels() if not findings else store.folders(LABELS):
             try:
-                reports.append(self.store(Store(store.root / LABELS / store.inside(name)), f"{LABELS}/{name}/"))
+                reports.append(self.store(store.below(f"{LABELS}/{store.inside(name)}"), f"{LABELS}/{name}/"))
             except NgfftileError as error:
                 findings.append(Finding("structure", f"{LABELS}/{name}", error.what))
         return replace(
@@ -203,16 +202,16 @@ class _Run:
         found: list[Finding] = cluster.run(every, "done", scheduler=self.scheduler, workers=self.workers, done=done)
         return found
 
-    def against(self, report: Report, store: Store, source: str, reader: str | None, *, full: bool) -> Report:
+    def against(self, report: Report, store: Readable, source: str, reader: str | None, *, full: bool) -> Report:
         """Compare with the source as well."""
         try:
-            slide = open_slide(store.root)
+            slide = open_store(store)
         except NgfftileError:
             return report  # it has been said
         made = _conversion(slide)
         # The reader that converted it, but for a store that was converted from another one.
         used = made.get("reader") if made.get("reader") != "ngff" or (Path(source) / ROOT).exists() else None
-        theirs = open_source(source, reader or used, made.get("scene"))
+        theirs = open_source(source, reader or used, made.get("scene"), allow_sparse=True)
         findings = list(_facts(slide, theirs.info))
         regions: list[tuple[int, Region]] = []
         if slide.size == theirs.info.size and len(slide.channels) == len(theirs.info.channels):
@@ -286,17 +285,14 @@ def structure(slide: Slide) -> Iterator[Finding]:
             yield Finding("structure", "metadata", f"downsample {level.downsample}, {2**k} is right", k)
 
 
-def _unknown(store: Store, listed: dict[str, tuple[int, str]]) -> list[str]:
+def _unknown(store: Readable, listed: dict[str, tuple[int, str]]) -> list[str]:
     """Objects that the manifest does not know."""
+    if not store.lists:
+        return ["objects that no manifest names are not looked for, since a server does not list what it has"]
     known = (f"{LABELS}/", f"{MANIFEST}/")
     every = set(store.keys())
     found = [k for k in every if k not in listed and k not in ROOTS and not k.startswith(known)]
     return [f"{len(found)} objects are not of the conversion, {min(found)} first"] if found and listed else []
-
-
-def _folders(store: Store) -> list[str]:
-    folder = store.root / LABELS
-    return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
 
 
 def _merged(findings: list[Finding]) -> list[Finding]:

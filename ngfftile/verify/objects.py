@@ -7,25 +7,25 @@ from collections.abc import Iterable, Iterator
 import google_crc32c
 
 from ngfftile.errors import MissingError, StoreError
-from ngfftile.store import LABELS, MANIFEST, ROOT, ROOT2, Store, crc_of, group_document, sealed
+from ngfftile.store import LABELS, MANIFEST, MOST_MANIFEST, ROOT, ROOT2, ROOTS, Readable, crc_of, group_document, sealed
 from ngfftile.verify.report import Finding, level_of
 
 _PIECE = 8 << 20
 BATCH = 64 << 20  # bytes of objects that one task reads
 
 
-def format_of(store: Store) -> int:
+def format_of(store: Readable) -> int:
     """Zarr format of a store: by its root, or where that is gone by its manifest."""
     for name, found in ((ROOT, 3), (ROOT2, 2)):
-        if (store.root / name).exists() or (store.root / MANIFEST / name).exists():
+        if store.exists(name) or store.exists(f"{MANIFEST}/{name}"):
             return found
     raise MissingError("not an OME-Zarr store: it has neither root nor manifest", str(store), "Check the path.")
 
 
-def root_findings(store: Store, zarr_format: int) -> Iterator[Finding]:
+def root_findings(store: Readable, zarr_format: int) -> Iterator[Finding]:
     """The root's seal, and the manifest's checksum in it."""
     name = ROOT if zarr_format == 3 else ROOT2
-    if not (store.root / name).exists():
+    if not store.exists(name):
         yield Finding("missing", name, "the root is gone")
         return
     data = store.whole(name)
@@ -34,11 +34,11 @@ def root_findings(store: Store, zarr_format: int) -> Iterator[Finding]:
     yield from _manifest_findings(store, zarr_format)
 
 
-def _manifest_findings(store: Store, zarr_format: int) -> Iterator[Finding]:
+def _manifest_findings(store: Readable, zarr_format: int) -> Iterator[Finding]:
     key = store.manifest(zarr_format)
     try:
         about = store.attributes("").get("ngfftile", {}).get("manifest")
-        data = store.whole(key)
+        data = store.whole(key, MOST_MANIFEST)
     except StoreError as error:
         yield Finding("missing", key, error.what)
         return
@@ -51,7 +51,7 @@ def _manifest_findings(store: Store, zarr_format: int) -> Iterator[Finding]:
         yield from group_findings(store, f"{MANIFEST}/.zgroup")
 
 
-def group_findings(store: Store, key: str) -> Iterator[Finding]:
+def group_findings(store: Readable, key: str) -> Iterator[Finding]:
     """A v2 group's document that no manifest lists: it is always the same."""
     try:
         if store.whole(key) != group_document():
@@ -60,22 +60,17 @@ def group_findings(store: Store, key: str) -> Iterator[Finding]:
         yield Finding("missing", key, "is gone")
 
 
-def label_list_findings(store: Store, zarr_format: int, *, ours: bool) -> Iterator[Finding]:
+def label_list_findings(store: Readable, zarr_format: int, *, ours: bool) -> Iterator[Finding]:
     """The list of labels against the labels that are there; a list of ours has a seal."""
-    folder = store.root / LABELS
-    there = (
-        {p.name for p in folder.iterdir() if p.is_dir() and not p.name.endswith(".partial")}
-        if folder.is_dir()
-        else set()
-    )
+    there = {name for name in store.folders(LABELS) if not name.endswith(".partial")}
     key = f"{LABELS}/{ROOT if zarr_format == 3 else ROOT2}"
-    if not there and not (store.root / key).exists():
+    if not there and not store.exists(key):
         return
     try:
         if sealed(store.whole(key)) is not True and ours:
             yield Finding("checksum", key, "changed since it was written, or by another program")
         listed = set(store.labels())
-        there |= {name for name in listed if (folder / name).is_dir()}  # names may be paths
+        there |= {name for name in listed if _is_there(store, f"{LABELS}/{name}")}  # names may be paths
         there -= {name.split("/")[0] for name in listed if "/" in name}
     except StoreError as error:
         yield Finding("structure", key, error.what)
@@ -86,6 +81,11 @@ def label_list_findings(store: Store, zarr_format: int, *, ours: bool) -> Iterat
         yield Finding("structure", f"{LABELS}/{name}", "is there, and not listed")
     if zarr_format == 2 and ours:
         yield from group_findings(store, f"{LABELS}/.zgroup")
+
+
+def _is_there(store: Readable, path: str) -> bool:
+    """Whether there is such a folder; of a server, a root in it."""
+    return any(store.exists(name) for name in ([path] if store.lists else [f"{path}/{root}" for root in ROOTS]))
 
 
 def batches(listed: dict[str, tuple[int, str]], wanted: Iterable[str]) -> list[list[tuple[str, int, str]]]:
@@ -102,7 +102,7 @@ def batches(listed: dict[str, tuple[int, str]], wanted: Iterable[str]) -> list[l
     return found
 
 
-def check(store: Store, expected: list[tuple[str, int, str]]) -> list[Finding]:
+def check(store: Readable, expected: list[tuple[str, int, str]]) -> list[Finding]:
     """Task: compare objects with what the manifest says of them."""
     found = []
     for key, size, crc in expected:
@@ -115,8 +115,9 @@ def check(store: Store, expected: list[tuple[str, int, str]]) -> list[Finding]:
                 value = 0
                 for offset in range(0, size, _PIECE):
                     value = google_crc32c.extend(value, file.read(offset, min(_PIECE, size - offset)))
-        except StoreError:
-            found.append(Finding("missing", key, "is gone", level))
+        except StoreError as error:
+            gone = isinstance(error.__cause__, FileNotFoundError)
+            found.append(Finding("missing", key, "is gone" if gone else error.what, level))
             continue
         except OSError as error:
             found.append(Finding("missing", key, f"cannot be read ({error.strerror or error})", level))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from ngfftile import cluster, ngff
-from ngfftile.errors import ExistsError, MissingError, OptionError, SourceError, StoreError
+from ngfftile.draft import Draft
+from ngfftile.errors import ExistsError, MissingError, NgfftileError, OptionError, SourceError, StoreError
 from ngfftile.geometry import Mpp, Region
 from ngfftile.locations import local_path
 from ngfftile.sources import Source, SourceInfo, fingerprint, open_source
-from ngfftile.store import LABELS, ROOTS, Draft, Store, Written
+from ngfftile.sources.protocol import check_states, states
+from ngfftile.store import LABELS, ROOTS, Store, Written
 from ngfftile.writer.around import identifying, root_attributes, write_around
 from ngfftile.writer.graph import DAMAGED, Job, graph, key_of, write_base
 from ngfftile.writer.plan import PROFILES, ConversionPlan, Options, human_bytes, plan, plan_for
@@ -96,6 +99,7 @@ def convert(
     workers: int | None = None,
     reader: str | None = None,
     scene: int | None = None,
+    allow_sparse: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a slide to an OME-Zarr pyramid; by default version 0.5, and lossless.
@@ -107,14 +111,14 @@ def convert(
     ----------
     source, chunk, shard, codec, ngff, profile, method, planar, mpp, associated, deidentify, damaged
         As for `plan`.
-    workers, reader, scene
+    workers, reader, scene, allow_sparse
         As for `plan`. A source of several scenes needs ``scene``: each becomes a store of its own.
     target
         The store to write, such as ``slide.ome.zarr``.
     overwrite
         Replace a finished target, or drop another conversion's draft. The old store stays until the new one is whole.
     scheduler
-        ``threads``, ``processes``, or the address of a dask scheduler (``tcp://host:port``).
+        ``threads``, ``processes``, ``slurm``, or the address of a dask scheduler (``tcp://host:port``).
     progress
         Called with the level-0 pixels done so far, and all of them; from any thread.
 
@@ -123,7 +127,7 @@ def convert(
     ExistsError
         The target exists, from another source or with other parameters.
     SourceError
-        The slide is damaged; nothing is left of the target.
+        The slide is damaged, or changed while it was read; nothing is left of the target.
     MissingError, OptionError
         Nothing there; an argument that cannot be meant.
 
@@ -153,7 +157,10 @@ def convert(
     place = place.resolve() if place.is_symlink() else place  # the store goes where the link leads
     draft = Draft(place)
     draft.recover()
-    slide = open_source(source, reader, scene)
+    given = local_path(source)
+    before = states([given]) if given.exists() else {}
+    slide = open_source(source, reader, scene, allow_sparse=allow_sparse)
+    before = states(slide.info.files) | before  # of what was read by then, the state that it was opened in
     what = plan_for(slide.info, options, workers)
     if slide.info.scenes and scene is None:
         raise OptionError(
@@ -162,7 +169,7 @@ def convert(
             "Say which: scene=0. The command line writes a store for each.",
         )
     _check_apart(slide.info, place)
-    run = _Run(slide, what, place, _identity(what), scheduler, workers, progress)
+    run = _Run(slide, what, before, _identity(what), scheduler, workers, progress)
     pixels = what.pyramid.size.x * what.pyramid.size.y
     if _finished(place, run.identity, overwrite=overwrite):
         return Conversion(place, pixels, Store(place).size(), 0.0, 0, 0)
@@ -171,18 +178,34 @@ def convert(
             draft.discard()
             return Conversion(place, pixels, Store(place).size(), 0.0, 0, 0)
         draft.begin(run.identity, overwrite=overwrite)
-        try:
+        with _blamed(run, draft):
             written, found, damaged_tiles = run.write(draft)
-        except (SourceError, OptionError):
-            draft.discard()
-            raise
-        except StoreError as error:
-            raise StoreError(error.what, str(draft.folder), "Remove that folder, and convert again.") from error
     seconds = time.perf_counter() - begun
     size = Store(place).size()
     places = tuple(f"x {tile['x']} y {tile['y']}" for tile in damaged_tiles[:3])
     people, bad = tuple(identifying(what)), len(damaged_tiles)
     return Conversion(place, pixels, size, seconds, written, found, bad, people, places, slide.info.notes)
+
+
+@contextmanager
+def _blamed(run: _Run, draft: Draft) -> Iterator[None]:
+    """Say of an error what is to blame, source or draft; the draft goes where the source is."""
+    try:
+        yield
+    except (NgfftileError, OSError) as error:
+        try:
+            check_states(run.before)  # a file that is being replaced breaks in many ways
+        except SourceError as changed:
+            draft.discard()
+            raise changed from error
+        if isinstance(error, SourceError | OptionError):
+            draft.discard()
+        if not isinstance(error, StoreError):
+            raise
+        where = Path(error.where)
+        if where in run.before:
+            raise SourceError(error.what, error.where, error.mend) from error
+        raise StoreError(error.what, str(draft.folder), "Remove that folder, and convert again.") from error
 
 
 @dataclass(frozen=True)
@@ -191,7 +214,7 @@ class _Run:
 
     slide: Source
     what: ConversionPlan
-    target: Path
+    before: Mapping[Path, tuple[int, ...]]
     identity: dict[str, Any]
     scheduler: str
     workers: int | None
@@ -208,6 +231,7 @@ class _Run:
         new, found = self._levels(job, self.progress)
         damaged = _damaged(draft.folder)
         attributes = root_attributes(what, self.identity, draft.store, damaged, name, getattr(self.slide, "labels", ()))
+        check_states(self.before)
         draft.commit(attributes, job.keys, written + new, format_)
         return len(job.keys) - found, found, damaged
 

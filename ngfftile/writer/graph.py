@@ -9,9 +9,10 @@ shards that they touch.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -29,6 +30,7 @@ from ngfftile.store import Store, Written
 from ngfftile.writer.plan import ConversionPlan
 
 Array = NDArray[Any]
+_LEAST_ROWS = 512  # of a band, for readers that decode whole rows of tiles that they do not name
 DAMAGED = "damaged"  # folder of the draft, beside its store
 
 
@@ -72,6 +74,12 @@ class Job:
             key for k in range(len(self.pyramid.levels)) for s in self.pyramid.shards(k) for key in self.what.keys(s)
         }
 
+    def there(self, shard: Shard) -> bool:
+        """Whether a shard is written already, by a worker that was lost before its mean was wanted, and can be read."""
+        return self.what.readable(shard.level) and all(
+            (self.store.root / key).exists() for key in self.what.keys(shard)
+        )
+
     def create_arrays(self) -> list[Written]:
         """Write the levels' metadata."""
         return [
@@ -100,12 +108,13 @@ class Job:
 _scratch = threading.local()
 
 
-def _buffer(count: int, dtype: str) -> Array:
+def _buffer(shape: tuple[int, ...], dtype: str) -> Array:
     """Pixels of this thread to work in: fresh memory would cost more in page faults than the arithmetic."""
+    count = prod(shape) * np.dtype(dtype).itemsize
     held: Array | None = getattr(_scratch, "pixels", None)
-    if held is None or held.nbytes < count * np.dtype(dtype).itemsize:
-        held = _scratch.pixels = np.empty(count * np.dtype(dtype).itemsize, np.uint8)
-    return held[: count * np.dtype(dtype).itemsize].view(dtype)
+    if held is None or held.nbytes < count:
+        held = _scratch.pixels = np.empty(count, np.uint8)
+    return held[:count].view(dtype).reshape(shape)
 
 
 def read_cell(job: Job, plane: int, cell: Cell) -> tuple[Array, list[Region]]:
@@ -116,15 +125,43 @@ def read_cell(job: Job, plane: int, cell: Cell) -> tuple[Array, list[Region]]:
 
 def write_base(job: Job, shard: Shard, shared: list[tuple[Array, list[Region]]]) -> Result:
     """Task: fill a level-0 shard from the source, write it, and shrink it."""
+    if job.there(shard):
+        return read_mean(job, shard)
     if job.what.scaled:
         return _keep(job, shard)
     region = job.pyramid.region(shard)
-    depth = job.pyramid.depth
-    pixels = _buffer(region.width * region.height * depth, job.pyramid.dtype)
-    pixels = pixels.reshape(region.height, region.width, depth)
-    waiting = iter(shared)
     damaged: list[Region] = []
-    for cell in job.pyramid.cells(shard):
+    cells = job.pyramid.cells(shard)
+    bands = _joined(job, shard, cells, shared, damaged) if shared else _read(job, shard, damaged)
+    return _write(job, shard, bands, (lambda: _kept(job, shard, region, damaged)) if job.what.keeps else None)
+
+
+def _read(job: Job, shard: Shard, damaged: list[Region]) -> Iterator[Array]:
+    """A shard's pixels from the source, in rows of whole tiles and chunks: a few megabytes that stay in the cache."""
+    region, depth = job.pyramid.region(shard), job.pyramid.depth
+    chunk, tile = job.pyramid.chunk, job.pyramid.tile.y
+    fits = chunk % tile == 0 or tile % chunk == 0
+    rows = _rows(max(chunk, tile)) if fits else job.pyramid.shard
+    for y in range(region.y, region.bottom, rows):
+        band = Region(region.x, y, region.width, rows).clip(region)
+        pixels = _buffer((band.height, band.width, depth), job.pyramid.dtype)
+        damaged += job.read(band, shard.plane, "shard", pixels)
+        yield pixels.transpose(2, 0, 1)
+
+
+def _rows(unit: int) -> int:
+    """Of a band: whole units, not too few."""
+    return -(-_LEAST_ROWS // unit) * unit
+
+
+def _joined(
+    job: Job, shard: Shard, cells: list[Cell], shared: list[tuple[Array, list[Region]]], damaged: list[Region]
+) -> Iterator[Array]:
+    """A shard's pixels, partly from the source, partly from what it shares with its neighbours; all at once."""
+    region = job.pyramid.region(shard)
+    pixels = _buffer((region.height, region.width, job.pyramid.depth), job.pyramid.dtype)
+    waiting = iter(shared)
+    for cell in cells:
         wanted = cell.region.clip(region)
         target = pixels[wanted.inside(region)]
         if cell.shared:
@@ -133,8 +170,7 @@ def write_base(job: Job, shard: Shard, shared: list[tuple[Array, list[Region]]])
         else:
             bad = job.read(cell.region, shard.plane, "shard", target)
         damaged += bad
-    kept = _kept(job, shard, region, damaged) if job.what.keeps else None
-    return _write(job, shard, pixels.transpose(2, 0, 1), kept)
+    yield pixels.transpose(2, 0, 1)
 
 
 def _kept(job: Job, shard: Shard, region: Region, damaged: list[Region]) -> list[bytes | None]:
@@ -194,18 +230,27 @@ def _halved(job: Job, plane: int, place: Region, wanted: Region, half: Array) ->
 
 def write_mean(job: Job, shard: Shard, children: list[Result]) -> Result:
     """Task: put the shrunken children of a shard together, write them, and shrink them in turn."""
-    region = job.pyramid.region(shard)
-    pixels = _buffer(region.width * region.height * job.pyramid.depth, job.pyramid.dtype)
-    pixels = pixels.reshape(job.pyramid.depth, region.height, region.width)
-    side = job.pyramid.shard // 2
-    for child, (quarter, _) in zip(job.pyramid.children(shard), children, strict=True):
-        assert quarter is not None
-        y, x = (child.row - 2 * shard.row) * side, (child.col - 2 * shard.col) * side
-        # The last odd row and column of the finer level have no partner, and no place here.
-        target = pixels[:, y : y + quarter.shape[1], x : x + quarter.shape[2]]
-        target[...] = quarter[:, : target.shape[1], : target.shape[2]]
-    mean, written = _write(job, shard, pixels)
+    if job.there(shard):
+        return Result(read_mean(job, shard).mean, [one for child in children for one in child.written])
+    mean, written = _write(job, shard, _assembled(job, shard, children))
     return Result(mean, [one for child in children for one in child.written] + written)
+
+
+def _assembled(job: Job, shard: Shard, children: list[Result]) -> Iterator[Array]:
+    """A shard's pixels from the means of its children, band by band."""
+    region, side = job.pyramid.region(shard), job.pyramid.shard // 2
+    rows = _rows(job.pyramid.chunk)
+    for top in range(0, region.height, rows):
+        height = min(rows, region.height - top)
+        pixels = _buffer((job.pyramid.depth, height, region.width), job.pyramid.dtype)
+        for child, (quarter, _) in zip(job.pyramid.children(shard), children, strict=True):
+            assert quarter is not None
+            y, x = (child.row - 2 * shard.row) * side - top, (child.col - 2 * shard.col) * side
+            # The last odd row and column of the finer level have no partner, and no place here.
+            target = pixels[:, max(0, y) : max(0, y + quarter.shape[1]), x : x + quarter.shape[2]]
+            first = max(0, -y)
+            target[...] = quarter[:, first : first + target.shape[1], : target.shape[2]]
+        yield pixels
 
 
 def read_mean(job: Job, shard: Shard) -> Result:
@@ -233,10 +278,10 @@ def _mean_of(job: Job, shard: Shard) -> Array | None:
     return np.empty(shape, job.pyramid.dtype)
 
 
-def _write(job: Job, shard: Shard, pixels: Array, kept: list[bytes | None] | None = None) -> Result:
-    mean = _mean_of(job, shard)
-    layout = job.what.layout(shard.level)
-    written = shards.write_shard(job.store, job.what.keys(shard), pixels, layout, mean, job.what.method, kept)
+def _write(job: Job, shard: Shard, bands: Iterable[Array], kept: Callable[[], shards.Chunks] | None = None) -> Result:
+    mean, region, layout = _mean_of(job, shard), job.pyramid.region(shard), job.what.layout(shard.level)
+    shape, keys = (region.height, region.width), job.what.keys(shard)
+    written = shards.write_bands(job.store, keys, bands, shape, layout, mean, job.what.method, kept)
     return Result(mean, written)
 
 

@@ -284,6 +284,7 @@ def plan(
     workers: int | None = None,
     reader: str | None = None,
     scene: int | None = None,
+    allow_sparse: bool = False,
 ) -> ConversionPlan:
     """Read a slide's headers, and tell what `convert` with the same arguments will write.
 
@@ -324,6 +325,8 @@ def plan(
         The only reader to try; by default the content decides.
     scene
         Which slide of a file that holds several.
+    allow_sparse
+        Whether the file may have more than 1,000 pixels for each of its bytes: nearly all of it empty, on purpose.
 
     Raises
     ------
@@ -354,7 +357,7 @@ def plan(
             "damaged": damaged,
         },
     )
-    return plan_for(open_source(source, reader, scene).info, options, workers)
+    return plan_for(open_source(source, reader, scene, allow_sparse=allow_sparse).info, options, workers)
 
 
 def plan_for(info: SourceInfo, options: Options, workers: int | None = None) -> ConversionPlan:
