@@ -40,8 +40,8 @@ check: $(READY)  ## Lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## Measure against a bare roofline and against peers
-	$(BIN)/python benchmarks/run.py
+bench: $(READY) .bench/.ready  ## Measure against a bare roofline and against peers, which go into .bench
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 bench-peers: $(READY) .bench/.ready  ## Measure against other converters, which go into .bench
 	$(BIN)/python benchmarks/peers.py $(ARGS)

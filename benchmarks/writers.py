@@ -1,4 +1,4 @@
-"""Ways to write the same shards, each in a fresh process: our own assembly, zarr-python, its zarrs pipeline, tensorstore.
+"""Ways to write the same shards, each in a fresh process: our assembly, zarr-python, its zarrs pipeline, tensorstore.
 
 The pixels, 3 x 8192 x 8192 of a slide, are in memory; all use zstd 3 with checksum, chunks of 256 and shards of 4096.
 ``writers.py NAME PIXELS TARGET WORKERS`` is one run.

@@ -152,6 +152,8 @@ class Draft:
             raise StoreError(
                 f"{len(missing)} objects are gone, {min(missing)} first", str(self.folder), "Convert the slide again."
             )
+        for stray in self.store.root.rglob(".*.tmp"):  # of a cluster's workers that were killed
+            stray.unlink(missing_ok=True)
         self.store.finish(attributes, written, zarr_format)
         self.store.sync()  # all names, before the one that shows the store
         if self.target.exists():

@@ -549,10 +549,9 @@ class LevelArray:
                 except (ValueError, StoreError) as error:
                     where = f"plane {plane}, " if planes > 1 else ""
                     # A disk or a server that fails is not damage.
-                    ours = isinstance(error, StoreError)
-                    what, mend = (error.what, error.mend) if ours else (error, "It is damaged.")
+                    told = error if isinstance(error, StoreError) else StoreError(str(error), mend="It is damaged.")
                     raise StoreError(
-                        f"{key}, chunk at {where}row {i}, column {j}: {what}", str(self.store), mend
+                        f"{key}, chunk at {where}row {i}, column {j}: {told.what}", str(self.store), told.mend
                     ) from error
                 target[...] = buffer[(slice(None), *part.inside(place))]
 

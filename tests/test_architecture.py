@@ -168,6 +168,7 @@ def test_no_cycle_among_the_sources():
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    code = "import ngfftile, sys; print(sorted({'numpy','zarr','dask','xarray','tifffile','obstore'} & set(sys.modules)))"
+    heavy = {"numpy", "zarr", "dask", "xarray", "tifffile", "obstore"}
+    code = f"import ngfftile, sys; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

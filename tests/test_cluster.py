@@ -31,7 +31,7 @@ COMMAND = Path(sys.executable).with_name("ngfftile")
 
 def objects(folder):
     """The store's bytes, file by file."""
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".tmp"}
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def shards(store):

@@ -143,7 +143,7 @@ def started(slurm, folder, *arguments):
 
 def objects(folder):
     """The store's bytes, file by file."""
-    files = [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".tmp"]
+    files = [p for p in folder.rglob("*") if p.is_file()]
     return {p.relative_to(folder): p.read_bytes() for p in files}
 
 

@@ -327,7 +327,7 @@ def _scenes(
 
 @app.command()
 def verify(
-    stores: Annotated[list[str], typer.Argument(help="OME-Zarr stores, their urls, folders, globs.", metavar="STORE...")],
+    stores: Annotated[list[str], typer.Argument(help="OME-Zarr stores or urls, folders, globs.", metavar="STORE...")],
     source: Annotated[str | None, typer.Option(help="What the store was made from, to compare with.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Compare every pixel with the source, not 64 places.")] = False,
     subset: Annotated[str | None, typer.Option(help="A part of the work: 1/5 is the first of five.")] = None,
@@ -385,7 +385,7 @@ def _verified(reports: list[dict[str, Any]], store: str, **options: Any) -> nt.R
 
 @app.command()
 def tile(
-    stores: Annotated[list[str], typer.Argument(help="OME-Zarr stores, their urls, folders, globs.", metavar="STORE...")],
+    stores: Annotated[list[str], typer.Argument(help="OME-Zarr stores or urls, folders, globs.", metavar="STORE...")],
     dest: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Folder of the tables.")],
     mpp: Annotated[float | None, typer.Option(help="Micrometres per pixel of the tiles.")] = None,
     level: Annotated[int | None, typer.Option(help="Stored level of the tiles, 0 the finest.")] = None,

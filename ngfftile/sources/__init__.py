@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib.metadata import entry_points
 from inspect import Parameter, signature
 from pathlib import Path
@@ -53,7 +54,13 @@ _WHOLE, _EDGE, _SAMPLE, _SAMPLES = 16 << 20, 1 << 20, 4096, 1024
 
 def readers() -> dict[str, str]:
     """All readers by name, in the order they are tried, as ``package.module:function``."""
-    return READERS | {point.name: point.value for point in entry_points(group="ngfftile.sources")}
+    return READERS | _plug_ins()
+
+
+@cache
+def _plug_ins() -> dict[str, str]:
+    # Looking through all that is installed takes longer than to open a slide.
+    return {point.name: point.value for point in entry_points(group="ngfftile.sources")}
 
 
 def open_source(

@@ -243,7 +243,9 @@ class _Run:
         count = _Count(job, tasks, present, progress)
         if len(tasks) == 1:
             return metadata, len(present)
-        new = cluster.run(tasks, "done", scheduler=self.scheduler, workers=self.workers, done=count.done)
+        new = cluster.run(
+            tasks, "done", scheduler=self.scheduler, workers=self.workers, done=count.done, where=job.where
+        )
         return metadata + new, len(present)
 
     def _write_labels(self, draft: Draft) -> None:

@@ -80,6 +80,15 @@ class Job:
             (self.store.root / key).exists() for key in self.what.keys(shard)
         )
 
+    def where(self, key: Hashable) -> str:
+        """What a task of `graph` works on, for people."""
+        name = str(self.source.info.files[0])
+        if not isinstance(key, tuple) or key[0] != "shard":
+            return name
+        _, level, plane, row, col = key
+        place = self.pyramid.region(Shard(level, plane, row, col))
+        return f"{name}, level {level}, x {place.x} y {place.y}, {place.width} x {place.height}"
+
     def create_arrays(self) -> list[Written]:
         """Write the levels' metadata."""
         return [
