@@ -22,6 +22,7 @@ import numpy as np
 from ngfftile.errors import OptionError
 from ngfftile.geometry import Region, Size
 
+_LEAST_ROWS = 512  # at a time, for readers that decode whole rows of tiles that they do not name
 _ANY_TILE = Size(1, 1)  # a source without tiles of its own: every cut is as good
 STOP = 256  # a level this small is the last: one chunk, and a thumbnail for every viewer
 
@@ -239,6 +240,15 @@ class PyramidPlan:
     def raw_bytes(self) -> int:
         """Bytes of all levels, not compressed."""
         return sum(s.x * s.y for s in self.levels) * self.planes * self.depth * np.dtype(self.dtype).itemsize
+
+    def band_rows(self, level: int) -> int:
+        """Rows that are worked on at a time: whole chunks, and of level 0 whole tiles; all where these do not fit."""
+        unit, tile = self.chunk, self.tile.y
+        if level == 0:
+            if self.seam_bytes or (self.chunk % tile and tile % self.chunk):
+                return self.shard
+            unit = max(self.chunk, tile)
+        return min(self.shard, -(-_LEAST_ROWS // unit) * unit)
 
     @property
     def shard_bytes(self) -> int:

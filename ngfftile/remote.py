@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from bisect import bisect
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -38,6 +39,7 @@ RETRIES = 4
 _PAUSES: BackoffConfig = {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5), "base": 2}
 _TAIL = 16 << 10  # bytes: the index of most shards, and all of a small object
 _MOST_KNOWN = 1 << 14
+_GAP, _MOST_RUN = 64 << 10, 8 << 20  # bytes between parts that come in one request, and of all of them
 _MOST_CHUNK = 1 << 30  # bytes of one object that zarr-python asks for
 
 
@@ -56,26 +58,27 @@ class Pin(NamedTuple):
 
 
 class _Known:
-    """Objects as they were seen first, by store and url; the oldest are forgotten."""
+    """Objects as they were seen first, of stores that were opened; the oldest are forgotten."""
 
     def __init__(self) -> None:
         self._held: OrderedDict[object, Seen] = OrderedDict()
         self._lock = Lock()
 
-    def get(self, key: object) -> Seen | None:
+    def get(self, store: RemoteStore, key: str) -> Seen | None:
         with self._lock:
-            return self._held.get(key)
+            return self._held.get((store, key))
 
-    def keep(self, key: object, seen: Seen) -> Seen:
+    def keep(self, store: RemoteStore, key: str, seen: Seen) -> None:
+        if store.pin is None:
+            return
         with self._lock:
-            kept = self._held.setdefault(key, seen)
+            self._held[store, key] = seen
             if len(self._held) > _MOST_KNOWN:
                 self._held.popitem(last=False)
-            return kept
 
-    def forget(self, key: object) -> None:
+    def forget(self, store: RemoteStore, key: str) -> None:
         with self._lock:
-            self._held.pop(key, None)
+            self._held.pop((store, key), None)
 
 
 _known = _Known()
@@ -98,16 +101,30 @@ def store_at(url: str | os.PathLike[str]) -> Readable:
 
 
 class RemoteFile:
-    """An object behind a url, opened by its last bytes where it is not known yet; each read is one request."""
+    """An object behind a url, opened by its last bytes where it is not known yet; each read is one request or none."""
 
     def __init__(self, store: RemoteStore, key: str) -> None:
         self._store, self._key, self._tail = store, key, b""
+        self._runs: list[tuple[int, int]] = []
+        self._run, self._held = (0, 0), b""
         self.path = store.url_of(key)
-        known = _known.get((store, key))
+        known = _known.get(store, key)
         if known is None:
             known, self._tail = store.tail(key)
             store.confirm()
+            _known.keep(store, key, known)
+        self._seen = known
         self.version, self.size = known
+
+    def ahead(self, spans: Iterable[tuple[int, int]]) -> None:
+        """Say which parts, (offset, bytes), will be read: those side by side come in one request."""
+        self._runs = []
+        for offset, count in sorted(spans):
+            first, last = self._runs[-1] if self._runs else (0, 0)
+            if self._runs and offset - last <= _GAP and offset + count - first <= _MOST_RUN:
+                self._runs[-1] = first, max(last, offset + count)
+            else:
+                self._runs.append((offset, offset + count))
 
     def read(self, offset: int, count: int) -> bytes:
         """Exactly ``count`` bytes from ``offset``.
@@ -122,13 +139,22 @@ class RemoteFile:
         at = offset - (self.size - len(self._tail))
         if at >= 0:
             return self._tail[at : at + count]
-        try:
-            return self._store.part(self._key, offset, count)
-        except MissingError as error:
-            raise _replaced(self.path) from error
+        first, last = self._runs[bisect(self._runs, (offset, self.size)) - 1] if self._runs else (0, 0)
+        if not first <= offset <= offset + count <= min(last, self.size):
+            return self._part(offset, count)
+        if self._run != (first, last):
+            self._run, self._held = (first, last), self._part(first, last - first)
+        return self._held[offset - first : offset - first + count]
 
-    def close(self) -> None:
-        """Nothing is held."""
+    def _part(self, offset: int, count: int) -> bytes:
+        try:
+            seen, data = self._store.part(self._key, offset, count)
+        except MissingError:
+            seen, data = None, b""
+        if seen != self._seen:
+            _known.forget(self._store, self._key)
+            raise _replaced(self.path)
+        return data
 
     def __enter__(self) -> Self:
         return self
@@ -165,9 +191,13 @@ class RemoteStore(Readable):
         OptionError
             Not a plain http or https url.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            known = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError as error:
+            raise OptionError(f"{url!r} is no url ({error})", mend="Correct it.") from error
         path = unquote(parts.path).strip("/")
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        if not known:
             raise OptionError(f"{url!r} has a scheme that is not read", mend="Give a path, an http:// or https:// url.")
         if parts.query or parts.fragment or "@" in parts.netloc:
             raise OptionError(f"{url!r} has a query, fragment or user", mend="Give a url of host and path alone.")
@@ -215,7 +245,7 @@ class RemoteStore(Readable):
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
         try:
-            return _known.get((self, key)) is not None or bool(self._head(self._place(key)))
+            return _known.get(self, key) is not None or bool(self._head(self._place(key)))
         except MissingError:
             return False
 
@@ -263,31 +293,43 @@ class RemoteStore(Readable):
         try:
             return self._some(key, {"suffix": _TAIL}, _TAIL)
         except _RangesError:
-            return self._same(key, *self._whole(key, _TAIL))  # a server may answer with all where all was asked
+            # Of a small object the tail is all of it, and a server may answer so.
+            if self._head(self._place(key)).size > _TAIL:
+                raise
+            return self._whole(key, _TAIL)
 
-    def part(self, key: str, offset: int, count: int) -> bytes:
-        """Exactly ``count`` bytes of an object from ``offset``."""
-        _, data = self._some(key, (offset, offset + count), count)
+    def part(self, key: str, offset: int, count: int) -> tuple[Seen, bytes]:
+        """How an object is, and ``count`` bytes of it from ``offset``."""
+        seen, data = self._some(key, (offset, offset + count), count)
         if len(data) != count:
             raise StoreError(f"ends at byte {offset + len(data)}, {offset + count} was asked", self.url_of(key))
-        return data
+        return seen, data
 
     def asked(self, key: str, wanted: zarr.abc.store.ByteRequest | None) -> bytes:
         """What zarr-python asks for."""
+        if wanted is None:
+            return self.small(key, _MOST_CHUNK)
         if isinstance(wanted, zarr.abc.store.RangeByteRequest):
-            return self.part(key, wanted.start, wanted.end - wanted.start)
-        if isinstance(wanted, zarr.abc.store.SuffixByteRequest):
-            return self._some(key, {"suffix": wanted.suffix}, wanted.suffix)[1]
-        if isinstance(wanted, zarr.abc.store.OffsetByteRequest):
-            return self._some(key, {"offset": wanted.offset}, _MOST_CHUNK)[1]
-        return self.small(key, _MOST_CHUNK)
+            seen, data = self.part(key, wanted.start, wanted.end - wanted.start)
+        elif isinstance(wanted, zarr.abc.store.SuffixByteRequest):
+            seen, data = self._some(key, {"suffix": wanted.suffix}, wanted.suffix)
+        else:
+            seen, data = self._some(key, {"offset": wanted.offset}, _MOST_CHUNK)
+        known = _known.get(self, key)
+        if known is None:
+            self.confirm()
+            _known.keep(self, key, seen)
+        elif known != seen:
+            _known.forget(self, key)
+            raise _replaced(self.url_of(key))
+        return data
 
     def _some(self, key: str, span: Any, most: int) -> tuple[Seen, bytes]:
-        """A part of an object, which must be the one that was seen before."""
+        """How an object is, and a part of it."""
         with self._telling(self._place(key)):
             answer = _obstore().get(_client(self.origin), self._place(key), options={"range": span})
             start, stop = answer.range
-            return self._same(key, _seen(answer.meta), _body(answer, stop - start, most))
+            return _seen(answer.meta), _body(answer, stop - start, most)
 
     def _whole(self, key: str, most: int) -> tuple[Seen, bytes]:
         with self._telling(self._place(key)):
@@ -297,12 +339,6 @@ class RemoteStore(Readable):
     def _head(self, place: str) -> Seen:
         with self._telling(place):
             return _seen(_obstore().head(_client(self.origin), place))
-
-    def _same(self, key: str, seen: Seen, data: bytes) -> tuple[Seen, bytes]:
-        if _known.keep((self, key), seen) != seen:
-            _known.forget((self, key))
-            raise _replaced(self.url_of(key))
-        return seen, data
 
     @contextmanager
     def _telling(self, place: str) -> Iterator[None]:

@@ -31,6 +31,7 @@ from ngfftile.store import Readable, Store, StoredFile, Written
 Array = NDArray[Any]
 ABSENT = 2**64 - 1
 MOST_CHUNK_BYTES = 256 << 20
+_MOST_OVERHEAD = 1 << 16  # bytes of a chunk's headers and tables, beyond twice its pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -533,6 +534,8 @@ class LevelArray:
         cols = range((wanted.x - whole.x) // side.x, -(-(wanted.right - whole.x) // side.x))
         with self.store.open(key) as file:
             index = _indexes.get((str(file.path), file.version), lambda: read_index(file, key, planes * across * down))
+            numbers = [(plane * down + i) * across + j for plane, i, j in product(range(planes), rows, cols)]
+            file.ahead((offset, count) for offset, count in index[numbers].tolist() if offset + count <= file.size)
             for plane, i, j in product(range(planes), rows, cols):
                 place = Region(whole.x + j * side.x, whole.y + i * side.y, side.x, side.y)
                 part = place.clip(wanted)
@@ -545,6 +548,8 @@ class LevelArray:
                 try:
                     if offset + count > file.size:
                         raise ValueError("the index points past the shard's end")  # noqa: TRY301
+                    if count > 2 * buffer.nbytes + _MOST_OVERHEAD:
+                        raise ValueError(f"it is {count} bytes of {buffer.nbytes} pixels")  # noqa: TRY301
                     thin.codec.decode(file.read(offset, count), buffer)
                 except (ValueError, StoreError) as error:
                     where = f"plane {plane}, " if planes > 1 else ""
@@ -586,7 +591,9 @@ def read_index(file: StoredFile, key: str, chunks: int) -> Array:
     """
     length = 16 * chunks + 4
     if file.size < length:
-        raise StoreError(f"{key} has {file.size} bytes, its index alone needs {length}", mend="It is truncated.")
+        raise StoreError(
+            f"{key} has {file.size} bytes, its index alone needs {length}", str(file.path), "It is truncated."
+        )
     raw = file.read(file.size - length, length)
     if google_crc32c.value(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
         raise StoreError(f"the index of {key} does not match its checksum", str(file.path), "It is damaged.")

@@ -89,6 +89,9 @@ class LocalFile:
         self.size = about.st_size
         self.version = (about.st_ino, about.st_mtime_ns, about.st_size)
 
+    def ahead(self, spans: Iterable[tuple[int, int]]) -> None:
+        """Say which parts will be read: of a file it makes no difference."""
+
     def read(self, offset: int, count: int) -> bytes:
         """Exactly ``count`` bytes from ``offset``.
 
@@ -142,6 +145,9 @@ class StoredFile(Protocol):
     @property
     def version(self) -> object:
         """Of its bytes."""
+
+    def ahead(self, spans: Iterable[tuple[int, int]]) -> None:
+        """Say which parts, (offset, bytes), will be read."""
 
     def read(self, offset: int, count: int) -> bytes:
         """Exactly ``count`` bytes from ``offset``."""
@@ -266,6 +272,9 @@ class Readable(ABC):
         """
         try:
             array = self._array(path)
+            about = array.metadata.to_dict()
+            if "pickle" in repr([about.get(part) for part in ("codecs", "compressor", "filters")]):
+                raise StoreError(f"array {path!r} has the codec pickle, which runs code that a chunk holds", str(self))
             return array.with_config({"read_missing_chunks": False}) if whole else array
         except StoreError:
             raise

@@ -313,6 +313,7 @@ def foreign(place, **layout):
     new = {"ome": {"version": "0.5", "multiscales": [image]}}
     group = zarr.open_group(place, mode="w", zarr_format=format_)
     group.attrs.update(new if format_ == 3 else {"multiscales": [image]})
+    layout.pop("zarr_format", None)
     array = group.create_array("0", shape=(3, 200, 300), chunks=(1, 64, 64), dtype="uint8", fill_value=7, **layout)
     array[:, :64] = np.random.default_rng(0).integers(0, 255, (3, 64, 300), np.uint8)
 
@@ -339,7 +340,7 @@ def test_a_store_of_zarr_2(tmp_path):
 
 
 def test_tiles_of_a_url(site, store, tmp_path):
-    grid = nt.TileGrid(extent=256, mpp=1.0)
+    grid = nt.TileGrid(extent=64, mpp=1.0)
     far, near = nt.tile(url_of(site, store), grid), nt.tile(store, grid)
     assert len(far) == len(near) > 0
     assert far.tiles.equals(near.tiles)
@@ -362,8 +363,11 @@ def test_requests(site, store):
         tile.tile(Region(300, 300, 100, 100))
         assert len(site.log) == expected, site.log
     site.log.clear()
-    tile.tile(Region(600, 300, 100, 100))
-    assert [command for command, *_ in site.log] == ["GET"]
+    tile.tile(Region(0, 0, 1024, 1024))
+    assert len(site.log) == 1  # chunks side by side
+    site.log.clear()
+    tile.tile(Region(300, 300, 300, 300))
+    assert len(site.log) == 2  # two rows of chunks
 
 
 def _sum(view):
@@ -432,6 +436,7 @@ def test_nothing_answers(store):
     with serving(store.parent) as site:
         url = url_of(site, store)
         slide = nt.open(url)
+    remote._connections.cache_clear()  # a connection that is open outlives the server's end
     for read in (lambda: nt.open(url), lambda: slide.view(level=0).tile(Region(0, 0, 9, 9))):
         with pytest.raises(StoreError, match=re.escape(url)):
             read()
@@ -634,7 +639,7 @@ def test_the_command_line_takes_urls(site, store, tmp_path):
     told = json.loads(run(app, ["info", url, "--json"]).output)
     assert told == json.loads(run(app, ["info", str(store), "--json"]).output)
     assert run(app, ["verify", url, "--subset", "1/5"]).exit_code == 0
-    assert run(app, ["tile", url, "-o", str(tmp_path), "--mpp", "2"]).exit_code == 0
+    assert run(app, ["tile", url, "-o", str(tmp_path), "--mpp", "2", "--filter", "none"]).exit_code == 0
     assert len(nt.Index.from_parquet(tmp_path)) > 0
     missing = run(app, ["verify", site.url("none.zarr"), url, "--subset", "1/50"])
     assert missing.exit_code == 1

@@ -30,7 +30,6 @@ from ngfftile.store import Store, Written
 from ngfftile.writer.plan import ConversionPlan
 
 Array = NDArray[Any]
-_LEAST_ROWS = 512  # of a band, for readers that decode whole rows of tiles that they do not name
 DAMAGED = "damaged"  # folder of the draft, beside its store
 
 
@@ -148,19 +147,12 @@ def write_base(job: Job, shard: Shard, shared: list[tuple[Array, list[Region]]])
 def _read(job: Job, shard: Shard, damaged: list[Region]) -> Iterator[Array]:
     """A shard's pixels from the source, in rows of whole tiles and chunks: a few megabytes that stay in the cache."""
     region, depth = job.pyramid.region(shard), job.pyramid.depth
-    chunk, tile = job.pyramid.chunk, job.pyramid.tile.y
-    fits = chunk % tile == 0 or tile % chunk == 0
-    rows = _rows(max(chunk, tile)) if fits else job.pyramid.shard
+    rows = job.pyramid.band_rows(0)
     for y in range(region.y, region.bottom, rows):
         band = Region(region.x, y, region.width, rows).clip(region)
         pixels = _buffer((band.height, band.width, depth), job.pyramid.dtype)
         damaged += job.read(band, shard.plane, "shard", pixels)
         yield pixels.transpose(2, 0, 1)
-
-
-def _rows(unit: int) -> int:
-    """Of a band: whole units, not too few."""
-    return -(-_LEAST_ROWS // unit) * unit
 
 
 def _joined(
@@ -248,7 +240,7 @@ def write_mean(job: Job, shard: Shard, children: list[Result]) -> Result:
 def _assembled(job: Job, shard: Shard, children: list[Result]) -> Iterator[Array]:
     """A shard's pixels from the means of its children, band by band."""
     region, side = job.pyramid.region(shard), job.pyramid.shard // 2
-    rows = _rows(job.pyramid.chunk)
+    rows = job.pyramid.band_rows(shard.level)
     for top in range(0, region.height, rows):
         height = min(rows, region.height - top)
         pixels = _buffer((job.pyramid.depth, height, region.width), job.pyramid.dtype)

@@ -190,9 +190,11 @@ class ConversionPlan:
     @property
     def peak_bytes(self) -> int:
         """Memory at the worst: what each worker holds, and what waits in the tree and along shard borders."""
-        shard = self.pyramid.shard_bytes
-        waiting = sum(3 * shard // 4 for size in self.pyramid.levels if max(size.x, size.y) > self.pyramid.shard)
-        return _BASE_BYTES + self.workers * (5 * shard // 2 + waiting) + self.pyramid.seam_bytes + self.source.held
+        pyramid, shard = self.pyramid, self.pyramid.shard_bytes
+        waiting = sum(3 * shard // 4 for size in pyramid.levels if max(size.x, size.y) > pyramid.shard)
+        # The pixels at work, the shard compressed, its mean.
+        each = shard * pyramid.band_rows(0) // pyramid.shard + shard + shard // 2
+        return _BASE_BYTES + self.workers * (each + waiting) + pyramid.seam_bytes + self.source.held
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON has it."""
