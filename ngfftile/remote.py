@@ -33,13 +33,13 @@ from ngfftile.store import MOST_METADATA, ROOT, ROOT2, Readable, Store, StoredFi
 if TYPE_CHECKING:
     from obstore.store import BackoffConfig, HTTPStore
 
-# Seconds: to connect; without a byte; for one request, which is a large shard on a slow line; until the last new try.
-CONNECT, SILENCE, REQUEST, TRIES = 5.0, 10.0, 120.0, 30.0
+# Seconds: to connect; without a byte; for one request, 4 MiB at 70 KB/s; until the last new try.
+CONNECT, SILENCE, REQUEST, TRIES = 5.0, 10.0, 60.0, 30.0
 RETRIES = 4
-_PAUSES: BackoffConfig = {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5), "base": 2}
+PAUSES: BackoffConfig = {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5), "base": 2}
 _TAIL = 16 << 10  # bytes: the index of most shards, and all of a small object
 _MOST_KNOWN = 1 << 14
-_GAP, _MOST_RUN = 64 << 10, 8 << 20  # bytes between parts that come in one request, and of all of them
+_GAP, _MOST_RUN = 64 << 10, 4 << 20  # bytes between parts that come in one request, and of all of them
 _MOST_CHUNK = 1 << 30  # bytes of one object that zarr-python asks for
 
 
@@ -152,15 +152,15 @@ class RemoteFile:
         except MissingError:
             seen, data = None, b""
         if seen != self._seen:
-            _known.forget(self._store, self._key)
             raise _replaced(self.path)
         return data
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        pass
+    def __exit__(self, *failed: object) -> None:
+        if any(failed):
+            _known.forget(self._store, self._key)  # whatever was wrong with it, the next one to read it asks anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,9 +234,11 @@ class RemoteStore(Readable):
     def whole(self, key: str, most: int | None = None) -> bytes:
         """A whole object; by default metadata, of at most 16 MiB."""
         try:
-            return self.small(key, most or MOST_METADATA)
+            data = self.small(key, most or MOST_METADATA)
         except MissingError as error:
             raise StoreError(f"{key} is missing", str(self), "Convert the slide again.") from error
+        self.confirm()
+        return data
 
     def small(self, key: str, most: int) -> bytes:
         """A whole object of at most ``most`` bytes."""
@@ -272,13 +274,7 @@ class RemoteStore(Readable):
         raise MissingError("nothing there, or no OME-Zarr store", str(self), "Check the url.")
 
     def confirm(self) -> None:
-        """See that the store is still the one that was opened.
-
-        Raises
-        ------
-        StoreError
-            It was replaced, or is gone.
-        """
+        """See that the store is still the one that was opened."""
         if self.pin is None:
             return
         try:
@@ -317,7 +313,6 @@ class RemoteStore(Readable):
             seen, data = self._some(key, {"offset": wanted.offset}, _MOST_CHUNK)
         known = _known.get(self, key)
         if known is None:
-            self.confirm()
             _known.keep(self, key, seen)
         elif known != seen:
             _known.forget(self, key)
@@ -462,5 +457,5 @@ def _connections(origin: str) -> HTTPStore:
             "read_timeout": timedelta(seconds=SILENCE),
             "timeout": timedelta(seconds=REQUEST),
         },
-        retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=TRIES), "backoff": _PAUSES},
+        retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=TRIES), "backoff": PAUSES},
     )

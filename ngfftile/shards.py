@@ -514,6 +514,7 @@ class LevelArray:
         }
         try:
             pixels = np.asarray(self._array[tuple(box[axis] for axis in self.axes)])
+            self.store.confirm()
         # Codecs of other libraries fail on damaged bytes in ways of their own, SystemError among them.
         except Exception as error:
             raise StoreError(f"level {self.path}, {region} cannot be read ({error})", str(self.store)) from error
@@ -524,6 +525,7 @@ class LevelArray:
 
     def _read_shard(self, key: str, thin: _Thin, whole: Region, wanted: Region, out: Array) -> None:
         if not self.whole and not self.store.exists(key):
+            self.store.confirm()
             out[...] = self.fill
             return
         side = self.chunk

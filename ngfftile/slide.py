@@ -512,6 +512,7 @@ def open_store(store: Readable) -> Slide:
     facts = attributes.get("ngfftile", {})
     slide = Slide(store, multiscale, facts if isinstance(facts, dict) else {})
     _ = slide.levels  # opens the arrays: what is broken shows now, not at the first pixel
+    store.confirm()
     return slide
 
 

@@ -220,6 +220,15 @@ class Readable(ABC):
         """The store as it is now, and its root's attributes."""
         return self, self.attributes("")
 
+    def confirm(self) -> None:  # noqa: B027
+        """See that the store is still the one that was opened; of a folder nothing is asked.
+
+        Raises
+        ------
+        StoreError
+            It was replaced, or is gone.
+        """
+
     def json(self, key: str, most: int = MOST_METADATA) -> dict[str, Any]:
         """A small JSON object.
 
@@ -273,14 +282,14 @@ class Readable(ABC):
         try:
             array = self._array(path)
             about = array.metadata.to_dict()
-            if "pickle" in repr([about.get(part) for part in ("codecs", "compressor", "filters")]):
-                raise StoreError(f"array {path!r} has the codec pickle, which runs code that a chunk holds", str(self))
-            return array.with_config({"read_missing_chunks": False}) if whole else array
         except StoreError:
             raise
         # Wrong metadata make zarr-python fail in many ways, OverflowError among them.
         except Exception as error:
             raise StoreError(f"array {path!r} cannot be opened ({error})", str(self)) from error
+        if "pickle" in repr([about.get(part) for part in ("codecs", "compressor", "filters")]):
+            raise StoreError(f"array {path!r} has the codec pickle, which runs code that a chunk holds", str(self))
+        return array.with_config({"read_missing_chunks": False}) if whole else array
 
     def attributes(self, path: str, most: int = MOST_METADATA) -> dict[str, Any]:
         """A group's attributes, Zarr v3's or v2's.

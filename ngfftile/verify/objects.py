@@ -10,7 +10,7 @@ from ngfftile.errors import MissingError, StoreError
 from ngfftile.store import LABELS, MANIFEST, MOST_MANIFEST, ROOT, ROOT2, ROOTS, Readable, crc_of, group_document, sealed
 from ngfftile.verify.report import Finding, level_of
 
-_PIECE = 8 << 20
+_PIECE = 4 << 20
 BATCH = 64 << 20  # bytes of objects that one task reads
 
 
