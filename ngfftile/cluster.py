@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -20,16 +20,17 @@ from importlib.util import find_spec
 from typing import Any
 from uuid import uuid4
 
-from dask import config
-from dask.threaded import get
+import lazy_loader
 
 from ngfftile.errors import ClusterError, NgfftileError, OptionError
 
+dask: Any = lazy_loader.load("dask")  # what only asks for help does not wait for it
 Graph = Mapping[Hashable, Any]
 Done = Callable[[Hashable], None]
 Where = Callable[[Hashable], str]
 Tell = Callable[[str], None]
 PATIENCE = 60.0  # seconds that a run waits for a first worker, or a new one when all are lost
+_STARTED = {"processes", "slurm"}  # by us, for a run
 _ADDRESSES = ("tcp://", "tls://", "ws://", "wss://", "ucx://")
 _HERE = "127.0.0.1"
 _AGAIN = "The same command goes on where this one stopped."
@@ -81,7 +82,7 @@ class Jobs:
 
 def silence() -> None:
     """Keep distributed's log from the terminal: what it says at length, our errors say in a line."""
-    config.set({"logging": {"distributed": _NEVER, "distributed.client": _NEVER}})
+    dask.config.set({"logging": {"distributed": _NEVER, "distributed.client": _NEVER}})
 
 
 def default_workers() -> int:
@@ -100,7 +101,7 @@ def check(scheduler: str, workers: int | None) -> None:
     OptionError
         An unknown scheduler, or fewer than one worker.
     """
-    if scheduler not in {"threads", "processes", "slurm"} and not scheduler.startswith(_ADDRESSES):
+    if scheduler not in {"threads", *_STARTED} and not scheduler.startswith(_ADDRESSES):
         raise OptionError(
             f"scheduler is {scheduler!r}",
             mend="Use threads, processes, slurm, or a dask scheduler's address (tcp://host:port).",
@@ -200,7 +201,7 @@ def run(
         with ThreadPoolExecutor(workers or default_workers()) as pool:
             # Given as an argument, it hears of this graph alone; as a context, of all that run in the process.
             ended = (None, None, None, lambda one, *_: done(one), None)  # dask's order: the fourth is after each task
-            return get(dict(graph), key, pool=pool, callbacks=[ended])
+            return dask.threaded.get(dict(graph), key, pool=pool, callbacks=[ended])
     told: set[Hashable] = set()
 
     def tell(one: Hashable) -> None:
@@ -208,7 +209,8 @@ def run(
             told.add(one)
             done(one)
 
-    with serving(scheduler, workers) as address, _connected(address) as client:
+    own = serving(scheduler, workers) if scheduler in _STARTED else nullcontext(scheduler)
+    with own as address, _connected(address) as client:
         value = _compute(_Sent(graph, key), client, tell, where)
     for one in graph:  # the last messages may not have come
         tell(one)
@@ -361,7 +363,7 @@ def _needed(package: str, extra: str) -> Any:
 def _processes(count: int, tell: Tell) -> Iterator[str]:
     distributed = _needed("distributed", "cluster")
     with (
-        config.set(_OURS | _KEPT),
+        dask.config.set(_OURS | _KEPT),
         # On this machine alone: no port is opened to the network.
         distributed.LocalCluster(
             n_workers=count,
@@ -385,11 +387,9 @@ def _leave_interrupts_to_the_parent() -> None:
 
 @contextmanager
 def _slurm(jobs: Jobs, tell: Tell) -> Iterator[str]:
-    held = signal.getsignal(signal.SIGINT)
-    jobqueue = _needed("dask_jobqueue", "slurm")
-    signal.signal(signal.SIGINT, held)  # its import makes Ctrl-C a silent end, exit code 0
+    jobqueue = _jobqueue()
     chosen = {"cores": jobs.cores, "memory": jobs.memory, "walltime": jobs.walltime, "queue": jobs.partition}
-    settings = config.get("jobqueue.slurm")
+    settings = dask.config.get("jobqueue.slurm")
     lacking = [name for name in ("cores", "memory") if chosen[name] is None and settings[name] is None]
     if lacking:
         raise ClusterError(
@@ -404,7 +404,7 @@ def _slurm(jobs: Jobs, tell: Tell) -> Iterator[str]:
     _submittable(jobqueue.SLURMCluster.job_cls("tcp://scheduler:8786", name="test", **options).job_script())
     # What a browser may ask stays on its machine; how tasks travel is the configuration's to say.
     here = {"dashboard_address": f"{_HERE}:0"} | settings["scheduler-options"]
-    with config.set(_OURS), jobqueue.SLURMCluster(scheduler_options=here, **options) as cluster:
+    with dask.config.set(_OURS), jobqueue.SLURMCluster(scheduler_options=here, **options) as cluster:
         cluster.adapt(minimum=jobs.jobs, maximum=jobs.jobs)
         address = cluster.scheduler_address
         tell(f"{jobs.jobs} SLURM jobs asked for; scheduler {address}")
@@ -415,6 +415,21 @@ def _slurm(jobs: Jobs, tell: Tell) -> Iterator[str]:
             yield address
         finally:
             del _batches[address]
+
+
+def _jobqueue() -> Any:
+    """dask-jobqueue, whose import makes Ctrl-C a silent end with exit code 0: that is undone."""
+    held = signal.getsignal(signal.SIGINT)
+    try:
+        found = _needed("dask_jobqueue", "slurm")
+    except ValueError as error:  # signals are the main thread's
+        raise ClusterError(
+            "dask_jobqueue can be imported by the main thread only",
+            mend="Import it there, before other threads use it.",
+        ) from error
+    if held is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, held)
+    return found
 
 
 def _submittable(script: str) -> None:

@@ -68,7 +68,7 @@ FLOORS = [
         "synthetic.svs",
         "synthetic",
     },
-    {"__init__", "cli.apart", "cli.batch", "cli.facts", "cli"},
+    {"__init__", "cli.apart", "cli.batch", "cli.facts", "cli.names", "cli"},
     {"__main__"},
 ]
 DOORS = {

@@ -67,7 +67,8 @@ def test_poison_is_a_failed_row_and_no_other_slide_is_lost(workers, poison, tmp_
     for word, how in ends.items():
         (line,) = [line for line in done.stderr.splitlines() if f"-{word}.tif" in line]
         assert how in line
-        assert line in (tmp_path / "log").read_text()
+        assert f"\tfailed\t{tmp_path}/in/" in (tmp_path / "log").read_text()
+        assert line.removeprefix("failed ") in (tmp_path / "log").read_text()
     assert "Traceback" not in done.stderr
     stores = sorted((tmp_path / "out").iterdir())
     assert [store.name for store in stores] == [f"s{i}.ome.zarr" for i in range(4)]
@@ -148,6 +149,135 @@ def test_cores_are_shared_out(count, workers):
     used = [sum(t for t, a, b, _ in results.values() if a <= moment < b) for moment in moments]
     assert max(used) == workers
     assert len({pid for *_, pid in results.values()}) == min(count, workers)
+
+
+def once(name, threads, report):
+    """Work that ends its process the first time that it sees a name."""
+    mark = Path(name)
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+def test_a_slide_whose_process_was_killed_gets_another(tmp_path):
+    results = dict(apart([str(tmp_path / "a"), str(tmp_path / "b")], once, 1, lambda *_: None))
+    assert all(isinstance(pid, int) for pid in results.values())
+
+
+def test_a_process_that_ends_between_two_slides_harms_nobody():
+    results = []
+    for name, (*_, pid) in apart(["a 0", "b 0", "c 0"], nap, 1, lambda *_: None):
+        results.append(name)
+        os.kill(pid, signal.SIGKILL)
+        psutil.wait_procs([p for p in psutil.Process().children() if p.pid == pid], timeout=5)
+    assert results == ["a 0", "b 0", "c 0"]
+
+
+def test_what_would_fail_every_slide_stops_the_batch(tmp_path):
+    slides(tmp_path / "in", 4)
+    done = convert(tmp_path / "in", "-o", tmp_path / "out", "--codec", "foo")
+    assert done.returncode == 2
+    assert done.stderr.count("codec is 'foo'") == 1
+    assert "0 of 4 slides done, 1 failed, 3 not tried" in done.stdout
+    done = convert(tmp_path / "in", "-o", tmp_path / "out", "--scheduler", "tcp://127.0.0.1:9")
+    assert done.returncode == 2
+    assert done.stderr.count("no dask scheduler answers") == 1
+
+
+def convert(*arguments, code=None):
+    done = subprocess.run(
+        [COMMAND, "convert", *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_a_full_disk_stops_the_batch(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    slides(tmp_path / "in", 5, 1500)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("no leave to mount a small disk here")
+    try:
+        done = convert(tmp_path / "in", "-o", disk, "--workers", "1")
+        assert done.returncode == 2
+        assert done.stderr.count("No space left on device") == 1
+        assert "not tried" in done.stdout
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        done = convert(tmp_path / "in", "-o", disk, "--workers", "2")
+        assert done.returncode == 0
+        assert "5 of 5 slides done, 0 failed" in done.stdout
+        assert "were up to date" in done.stdout
+        assert all(nt.verify(store).ok for store in disk.iterdir())
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_one_bad_input_harms_no_other(tmp_path):
+    first, *_ = slides(tmp_path / "in", 3)
+    (tmp_path / "in/s0.tif").write_bytes(first.read_bytes())
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "in/below").mkdir()
+    log = tmp_path / "log"
+    given = [tmp_path / "in", tmp_path / "empty", tmp_path / "no*.svs", tmp_path / "gone.svs"]
+    done = convert(*given, "-o", tmp_path / "out", "--log-file", log)
+    assert done.returncode == 2  # none of them is bad: they are not there, or have one name
+    assert "2 of 7 slides done, 5 failed" in done.stdout
+    for text in ("s0.svs", "s0.tif", "no slides in this folder", "no file matches", "nothing there"):
+        assert text in done.stderr
+    assert "below" in done.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["s1.ome.zarr", "s2.ome.zarr"]
+    rows = [line.split("\t") for line in log.read_text().splitlines()]
+    assert all(len(row) == 4 for row in rows)
+    assert [row[1] for row in rows].count("failed") == 5
+    assert [row[1] for row in rows].count("done") == 2
+    assert rows[0][1] == "begin"
+    assert rows[-1][1] == "end"
+
+
+def test_unfinished_conversions_are_said(tmp_path):
+    (source,) = slides(tmp_path / "in", 1)
+    convert(source, "-o", tmp_path / "out")
+    (tmp_path / "out/t.ome.zarr.partial/store").mkdir(parents=True)
+    for verb, at in (("verify", "out"), ("info", "out/t.ome.zarr.partial"), ("verify", "out/t.ome.zarr.partial")):
+        done = subprocess.run([COMMAND, verb, tmp_path / at], capture_output=True, text=True, check=False)
+        assert "unfinished conversion" in done.stderr
+        assert done.returncode == (0 if at == "out" else 2)
+
+
+def test_a_terminal_shows_every_line(tmp_path):
+    """The bars are on standard error; what went to standard output beside them was overwritten."""
+    slides(tmp_path / "in", 3)
+    screen, theirs = os.openpty()
+    process = subprocess.Popen(
+        [COMMAND, "convert", tmp_path / "in", "-o", tmp_path / "out"], stdout=theirs, stderr=theirs, close_fds=True
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            part = os.read(screen, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        shown += part
+    assert process.wait(60) == 0
+    for i in range(3):
+        # At the start of a line, after what clears it.
+        assert f"\x1b[2Ks{i}.ome.zarr: ".encode() in shown or f"\ns{i}.ome.zarr: ".encode() in shown
+
+
+def test_a_long_name_of_the_temporary_folder_does_not_matter(tmp_path):
+    (source,) = slides(tmp_path / "in", 1)
+    deep = tmp_path / ("x" * 120)
+    deep.mkdir()
+    environment = os.environ | {"TMPDIR": str(deep)}
+    subprocess.run([COMMAND, "convert", source, "-o", tmp_path / "x.ome.zarr"], env=environment, check=True)
+    assert not list(deep.iterdir())
 
 
 def die(name, threads, report):

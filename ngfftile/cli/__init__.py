@@ -22,8 +22,9 @@ from rich.markup import escape
 import ngfftile as nt
 from ngfftile import cluster
 from ngfftile.cli.apart import silence
-from ngfftile.cli.batch import STORE, Outcome, batch, err, inputs, out, targets
+from ngfftile.cli.batch import Outcome, batch, err, out
 from ngfftile.cli.facts import facts_of
+from ngfftile.cli.names import STORE, inputs, targets
 from ngfftile.errors import NgfftileError, OptionError, SourceError, StoreError
 from ngfftile.locations import is_url, local_path
 
@@ -243,8 +244,8 @@ def convert(
     log_file: Annotated[Path | None, typer.Option(help="Append what happened to each slide.")] = None,
 ) -> None:
     """Convert slides to OME-Zarr; by default 0.5, and lossless. An interrupted run goes on where it stopped."""
-    names = inputs(sources, stores=False)
-    places = targets(names, dest)
+    found = inputs(sources, stores=False)
+    places = targets(found, dest)
     options = {
         "chunk": chunk,
         "shard": shard,
@@ -268,7 +269,7 @@ def convert(
         )
         # A cluster's workers are apart already; the next slide fills them while the top of the last one is made.
         here = (workers or cluster.default_workers()) if scheduler == "threads" else None
-        batch(names, one, "MP", log_file, workers=here, together=min(2, len(names)) if here is None else 1)
+        batch(found, one, "MP", log_file, workers=here, together=2 if here is None and len(found.names) > 1 else 1)
 
 
 def _convert(
@@ -282,7 +283,7 @@ def _convert(
     report: Callable[[int, int], None],
 ) -> Outcome:
     """Convert what is wanted of one file; ``share`` is the threads that it may use where others are at work too."""
-    lines, failed, identifying = [], [], dict[str, None]()
+    lines, failed, identifying, old = [], [], dict[str, None](), True
     for which, target in _scenes(source, places[source], scene, options, exact=exact):
         try:
             done = nt.convert(source, target, scene=which, workers=share or workers, progress=report, **options)
@@ -290,11 +291,12 @@ def _convert(
             failed.append(error)
             continue
         identifying |= dict.fromkeys(done.identifying)
+        old = old and not done.seconds
         lines += [str(done), *(f"  note {note}" for note in done.notes)]
     if failed:
         told = "; ".join([*lines, *(str(error) for error in failed)]) if lines else str(failed[0])
         return Outcome(told, SourceError.exit_code, tuple(identifying))
-    return Outcome("\n".join(lines), 0, tuple(identifying))
+    return Outcome("\n".join(lines), 0, tuple(identifying), old=old)
 
 
 def _serving(
@@ -343,13 +345,13 @@ def verify(
     log_file: Annotated[Path | None, typer.Option(help="Append what happened to each store.")] = None,
 ) -> None:
     """Check that stores are whole: structure, checksums, every chunk, each level against the finer one."""
-    names = inputs(stores, stores=True)
-    if source is not None and len(names) > 1:
-        raise OptionError(f"{len(names)} stores but one source", source, "Verify one store with its source.")
+    found = inputs(stores, stores=True)
+    if source is not None and len(found.names) > 1:
+        raise OptionError(f"{len(found.names)} stores but one source", source, "Verify one store with its source.")
     reports: list[dict[str, Any]] = []
 
     def one(store: str, _share: int | None, report: Callable[[int, int], None]) -> str:
-        found = _verified(
+        made = _verified(
             reports,
             store,
             source=source,
@@ -360,16 +362,16 @@ def verify(
             workers=workers,
             progress=report,
         )
-        if not found.ok:
-            raise StoreError(str(found).removeprefix(f"{found.url}: "), found.url)
-        return str(found)
+        if not made.ok:
+            raise StoreError(str(made).removeprefix(f"{made.url}: "), made.url)
+        return str(made)
 
     try:
         with _serving(scheduler, workers, jobs, cores, memory, walltime, partition) as served:
-            batch(names, one, "tasks", log_file, quiet=as_json)
+            batch(found, one, "tasks", log_file, noun="stores", quiet=as_json)
     finally:
         if as_json:
-            _print_json(reports[0] if len(names) == 1 and reports else reports)
+            _print_json(reports[0] if len(found.names) == 1 and reports else reports)
 
 
 def _verified(reports: list[dict[str, Any]], store: str, **options: Any) -> nt.Report:
@@ -407,6 +409,8 @@ def tile(
     log_file: Annotated[Path | None, typer.Option(help="Append what happened to each slide.")] = None,
 ) -> None:
     """Find tissue, and write the tile index: DIR/slides, DIR/tiles (Parquet) and DIR/pictures (PNG)."""
+    if mpp is None and level is None:
+        raise OptionError("at which resolution is not said", mend="Give --mpp, such as 0.5, or --level.")
     directory = local_path(dest)
     sys.path.insert(0, str(Path.cwd()))  # a filter of one's own may lie where one works
     if tissue != "none":
@@ -450,7 +454,10 @@ def _stop(number: int, _frame: object) -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake gets one line, not a traceback."""
-    signal.signal(signal.SIGTERM, _stop)  # a scheduler's stop is as clean as Ctrl-C
+    for name in ("SIGTERM", "SIGHUP"):  # a scheduler's stop, or a lost terminal, is as clean as Ctrl-C
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
     silence()
     try:
         app()
@@ -458,5 +465,6 @@ def main() -> None:
         err.print(f"[red]error[/] {escape(str(error))}")
         sys.exit(error.exit_code)
     except OSError as error:
-        err.print(f"[red]error[/] {escape(f'{error.filename}: {error.strerror or error}')}")
+        place = f"{error.filename}: " if error.filename else ""
+        err.print(f"[red]error[/] {escape(f'{place}{error.strerror or error}')}")
         sys.exit(2)

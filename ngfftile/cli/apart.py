@@ -23,8 +23,7 @@ Report = Callable[[int, int], None]
 Work = Callable[[str, int | None, Report], Any]
 _PAUSE = 0.1  # seconds between two reports of a slide
 _GRACE = 20.0  # seconds to end a task, when a run is stopped
-# What children share from the start; a fork server makes the next one at once, where the system has it.
-_PRELOAD = ["ngfftile.cli", "ngfftile.writer"]
+_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +43,23 @@ class _Child:
     """A process that works on one slide after the other."""
 
     def __init__(self, work: Work) -> None:
-        forks = "forkserver" in multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
-        if forks:
-            context.set_forkserver_preload(_PRELOAD)
+        # Not forked: threads do not survive that. Not by a fork server: it wants a socket in a folder, and leaves that.
+        context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.name, self.threads = "", 0
         self._process: BaseProcess = context.Process(target=_serve, args=(theirs, work))
-        self._process.start()
-        theirs.close()  # so that the pipe ends when the child does
+        # While the child starts, a signal waits for it.
+        mask = getattr(signal, "pthread_sigmask", None)
+        held = mask(signal.SIG_BLOCK, _SIGNALS) if mask else None
+        try:
+            self._process.start()
+        finally:
+            if mask:
+                mask(signal.SIG_SETMASK, held)
+            theirs.close()  # so that the pipe ends when the child does
 
     def start(self, name: str, threads: int) -> None:
-        """Give it a slide."""
+        """Give it a slide; OSError where it is no more."""
         self.name, self.threads = name, threads
         self.pipe.send((name, threads))
 
@@ -100,48 +104,108 @@ def apart(
     Yields
     ------
     tuple
-        A name, and what ``work`` returned, or a `Crash`.
+        A name, and what ``work`` returned, or, where two processes ended over it, a `Crash`.
+
+    Raises
+    ------
+    OSError
+        No process can be started.
     """
-    waiting, idle, busy = deque(names), list[_Child](), list[_Child]()
+    crew = _Crew(names, work, workers)
     try:
-        while waiting or busy:
-            while waiting and len(busy) < workers:
-                free = workers - sum(child.threads for child in busy)
-                if busy and free < 1:
-                    break
-                slots = min(workers - len(busy), len(waiting))
-                child = idle.pop() if idle else _Child(work)
-                busy.append(child)
-                child.start(waiting.popleft(), max(1, free // slots))
-            for pipe in wait([child.pipe for child in busy]):
-                child = next(child for child in busy if child.pipe is pipe)
+        while crew.fill():
+            for pipe in wait([child.pipe for child in crew.busy]):
+                child = next(child for child in crew.busy if child.pipe is pipe)
+                name = child.name
                 try:
                     kind, value = child.pipe.recv()
                 except (EOFError, OSError):
-                    busy.remove(child)
-                    yield child.name, child.crashed()
+                    if crash := crew.lost(child):
+                        yield name, crash
                     continue
                 if kind == "progress":
-                    say(child.name, *value)
-                    continue
-                busy.remove(child)
-                name, child.name = child.name, ""
-                idle.append(child)
-                yield name, value
+                    say(name, *value)
+                else:
+                    crew.done(child)
+                    yield name, value
     finally:
-        for child in [*idle, *busy]:
+        crew.end()
+
+
+class _Crew:
+    """Children at work, and those that wait for it."""
+
+    def __init__(self, names: Sequence[str], work: Work, workers: int) -> None:
+        self._waiting, self._work, self._workers = deque(names), work, workers
+        self.busy: list[_Child] = []
+        self._idle: list[_Child] = []
+        self._again: set[str] = set()
+
+    def fill(self) -> bool:
+        """Give slides to children, while there are cores; False when all is done."""
+        while self._waiting and len(self.busy) < self._workers:
+            free = self._workers - sum(child.threads for child in self.busy)
+            if self.busy and free < 1:
+                break
+            slots = min(self._workers - len(self.busy), len(self._waiting))
+            child = self._given(self._waiting[0], max(1, free // slots))
+            if child is None:
+                break
+            self._waiting.popleft()
+            self.busy.append(child)
+        return bool(self.busy)
+
+    def _given(self, name: str, threads: int) -> _Child | None:
+        """A child at work on a slide; None where no more can be had, and others are at work."""
+        while self._idle:
+            child = self._idle.pop()
+            with suppress(OSError):  # it ended meanwhile
+                child.start(name, threads)
+                return child
+            child.end(0.0)
+        try:
+            child = _Child(self._work)
+            child.start(name, threads)
+        except OSError:
+            if not self.busy:
+                raise
+            return None
+        return child
+
+    def lost(self, child: _Child) -> Crash | None:
+        """A child ended: its slide gets another, once, for it may not have been the slide's fault."""
+        self.busy.remove(child)
+        crash = child.crashed()
+        if child.name in self._again:
+            return crash
+        self._again.add(child.name)
+        self._waiting.appendleft(child.name)
+        return None
+
+    def done(self, child: _Child) -> None:
+        """A child is free."""
+        self.busy.remove(child)
+        child.name = ""
+        self._idle.append(child)
+
+    def end(self) -> None:
+        """Stop all."""
+        for child in [*self._idle, *self.busy]:
             child.interrupt()
         until = time.monotonic() + _GRACE
-        for child in [*idle, *busy]:
+        for child in [*self._idle, *self.busy]:
             child.end(until)
 
 
 def _serve(pipe: Connection, work: Work) -> None:
     """Work until the parent closes the pipe, stops the run, or is no more."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     silence()
     with suppress(KeyboardInterrupt, EOFError, OSError):
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, signal.default_int_handler)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         while True:
             name, threads = pipe.recv()
             pipe.send(("result", work(name, threads, _Teller(pipe))))

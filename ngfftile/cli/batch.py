@@ -1,13 +1,17 @@
-"""Many inputs: a bad one never stops the rest, and a summary says what happened to each."""
+"""Many slides: a bad one never stops the rest, what would fail them all does, and a log says what happened to each."""
 
 from __future__ import annotations
 
-import glob
+import errno
+import shlex
 import signal
+import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,91 +23,13 @@ from rich.text import Text
 
 from ngfftile import cluster
 from ngfftile.cli.apart import Crash, Report, Work, apart
-from ngfftile.errors import ExistsError, MissingError, NgfftileError, OptionError
-from ngfftile.locations import is_url, local_path
+from ngfftile.cli.names import Inputs
+from ngfftile.errors import ClusterError, NgfftileError, OptionError
 
 out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
-STORE = ".zarr"
-# What a folder is searched for. A file that is named is tried whatever its name.
-_SLIDES = frozenset(
-    [".svs", ".tif", ".tiff", ".btf", ".ndpi", ".scn", ".bif", ".mrxs", ".vms", ".vmu", ".qptiff", ".czi", ".svslide"]
-)
-# Beside slides they are thumbnails and labels, alone they are slides.
-_PICTURES = frozenset([".png", ".jpg", ".jpeg", ".jp2", ".webp", ".bmp", ".gif"])
-
-
-def is_store(path: str) -> bool:
-    """Whether a folder looks like an OME-Zarr store; a url is taken for one."""
-    if is_url(path):
-        return True
-    folder = Path(path)
-    return folder.is_dir() and any((folder / name).exists() for name in ("zarr.json", ".zattrs", ".zgroup"))
-
-
-def inputs(given: list[str], *, stores: bool) -> list[str]:
-    """Files, folders and globs as a list of slides; names that lead nowhere are kept, for the error they deserve."""
-    found: list[str] = []
-    for name in given:
-        if is_url(name):
-            found.append(name)
-            continue
-        pattern = any(c in name for c in "*?[") and not Path(name).exists()
-        matches = sorted(glob.glob(name)) if pattern else [name]  # noqa: PTH207 (Path.glob takes no absolute pattern)
-        if not matches:
-            raise MissingError("no file matches", name, "Check the pattern.")
-        for match in matches:
-            found += _folder(Path(match), stores=stores) if Path(match).is_dir() else [match]
-    return list(dict.fromkeys(found))
-
-
-def _folder(folder: Path, *, stores: bool) -> list[str]:
-    if folder.suffix == STORE or is_store(str(folder)):
-        return [str(folder)]
-    inside = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    if stores:
-        found = [str(p) for p in inside if is_store(str(p))]
-    else:
-        dicom = any(p.suffix.lower() == ".dcm" for p in inside)
-        # A folder beside an MRXS or VMS slide holds its data; folders are slides only where they hold DICOM.
-        found = [str(folder)] if dicom else []
-        found += [str(p) for p in inside if p.suffix.lower() in _SLIDES or (p.is_dir() and any(p.glob("*.dcm")))]
-        # Stores beside slides are what earlier runs made of them; alone they are what is to be converted.
-        found = found or [str(p) for p in inside if is_store(str(p))]
-        found = found or [str(p) for p in inside if p.suffix.lower() in _PICTURES]
-    if not found:
-        raise MissingError(f"no {'stores' if stores else 'slides'} in this folder", str(folder), "Check the path.")
-    return found
-
-
-def targets(names: list[str], dest: str) -> dict[str, str]:
-    """The store that each source becomes."""
-    dest = str(local_path(dest))
-    if dest.rstrip("/").endswith(STORE):
-        if len(names) > 1:
-            raise OptionError(f"{len(names)} sources but one store", dest, "Give a folder as the output.")
-        return {names[0]: dest}
-    Path(dest).mkdir(parents=True, exist_ok=True)
-    found = {source: str(Path(dest) / f"{_stem(source)}.ome{STORE}") for source in names}
-    twice = [name for name in found.values() if list(found.values()).count(name) > 1]
-    if twice:
-        raise ExistsError("two sources would become this store", twice[0], "Convert them into different folders.")
-    return found
-
-
-def _stem(source: str) -> str:
-    path = Path(source)
-    if path.is_dir():
-        return path.name.removesuffix(STORE).removesuffix(".ome")
-    return path.stem.removesuffix(".ome")
-
-
-class _Rate(ProgressColumn):
-    """What a second brings, in the batch's unit."""
-
-    def render(self, task: Task) -> Text:
-        unit = task.fields["unit"]
-        speed = (task.speed or 0) / (1e6 if unit == "MP" else 1)
-        return Text(f"{speed:6.1f} {unit}/s" if task.speed else "")
+# Of a disk, not of a slide.
+_OF_ALL = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
+_STOPS = {"SIGTERM", "SIGINT", "SIGHUP", "exit code 0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,35 +41,44 @@ class Outcome:
     line
         For the user, and the log.
     code
-        0, or the exit code that the failure has alone.
+        0; 1 where the slide is bad, 2 where it could not be tried.
     identifying
         What in the store can name a person.
+    stops
+        Whether the next slides would fail alike.
+    old
+        Whether there was nothing to do.
     """
 
     line: str
     code: int = 0
     identifying: tuple[str, ...] = ()
+    stops: bool = False
+    old: bool = False
 
 
 def batch(
-    names: list[str],
+    found: Inputs,
     one: Work,
     unit: str,
     log_file: Path | None,
     *,
+    noun: str = "slides",
     quiet: bool = False,
     workers: int | None = None,
     together: int = 1,
 ) -> None:
-    """Do all slides; a bad one never stops the rest. Exits 1 or 2 if any failed, 128 + n if signal n stopped it.
+    """Do all slides. Exits 1 if any is bad, 2 if any could not be tried, 128 + n if signal n stopped it.
 
     Parameters
     ----------
+    found
+        What to work on.
     one
         Called with a name, the threads that it may use (None: its own choice), and what to report progress to.
         Returns its line, or an `Outcome`.
-    unit
-        Of the progress.
+    unit, noun
+        Of the progress, and of the names.
     log_file
         Gets a line for each slide.
     quiet
@@ -153,10 +88,14 @@ def batch(
     together
         How many slides at a time in this process.
     """
-    outcomes: list[Outcome] = []
-    if log_file is not None:
-        log_file.open("a", encoding="utf-8").close()  # what cannot be written shows now, not after the work
-    with _Bars(len(names), unit) as bars:
+    names = found.names
+    for note in found.notes:
+        err.print(f"[yellow]note[/] {escape(note)}")
+    log = _Log(log_file)
+    with _Bars(len(names), unit, noun) as bars:
+        batch_ = _Batch(len(names) + len(found.refused), noun, bars, log, quiet=quiet)
+        for name, error in found.refused.items():
+            batch_.add(name, Outcome(str(error), error.exit_code))
         work = partial(attempt, one)
         if workers is None:
             results: Iterator[tuple[str, Any]] = _here(names, work, bars.say, together)
@@ -164,24 +103,99 @@ def batch(
             results = apart(names, work, workers, bars.say)
         try:
             for name, result in results:
-                bars.end(name)
                 outcome = _crashed(name, result) if isinstance(result, Crash) else result
-                outcomes.append(outcome)
-                _tell(outcome, log_file, quiet=quiet)
+                batch_.add(name, outcome)
+                if outcome.stops:
+                    results.close()  # type: ignore[attr-defined]  # both are generators
+                    break
         except KeyboardInterrupt as stop:
-            done = f" after {len(outcomes)} of {len(names)} slides" if len(names) > 1 else ""
-            err.print(f"stopped{done}; the same command goes on from here")
+            batch_.interrupted()
             raise typer.Exit(128 + (stop.args[0] if stop.args else signal.SIGINT)) from None
-    identifying = list(dict.fromkeys(name for outcome in outcomes for name in outcome.identifying))
-    if identifying:
-        told = ", ".join(identifying[:6]) + (", ..." if len(identifying) > 6 else "")
-        err.print(f"[yellow]note[/] kept what can name a person: {escape(told)}. To leave it out: --deidentify")
-    failed = [outcome for outcome in outcomes if outcome.code]
+        summary = batch_.summary()
     if len(names) > 1 and not quiet:
-        out.print(f"{len(names) - len(failed)} of {len(names)} slides done, {len(failed)} failed")
-    if failed:
-        # One slide: its own code. Of many, those that are done are good: the data of the others are bad.
-        raise typer.Exit(failed[0].code if len(names) == 1 else 1)
+        out.print(escape(summary))
+    if batch_.code:
+        raise typer.Exit(batch_.code)
+
+
+class _Batch:
+    """What became of the slides so far."""
+
+    def __init__(self, count: int, noun: str, bars: _Bars, log: _Log, *, quiet: bool) -> None:
+        self._count, self._noun, self._bars, self._log, self._quiet = count, noun, bars, log, quiet
+        self._outcomes: dict[str, Outcome] = {}
+        self._begun, self._told = time.monotonic(), False
+
+    def add(self, name: str, outcome: Outcome) -> None:
+        """Print, and log, what became of a slide."""
+        if outcome.code and Path(name).name not in outcome.line:
+            outcome = replace(outcome, line=f"{name}: {outcome.line}")
+        self._outcomes[name] = outcome
+        self._bars.end(name)
+        if not self._quiet or outcome.code == 2:
+            # A terminal has its bars on standard error: what goes another way is overwritten.
+            console = err if outcome.code or (err.is_terminal and out.is_terminal) else out
+            console.print(("[red]failed[/] " if outcome.code else "") + escape(outcome.line))
+        if outcome.identifying and not self._told:
+            self._told = True
+            told = ", ".join(outcome.identifying[:6]) + (", ..." if len(outcome.identifying) > 6 else "")
+            err.print(f"[yellow]note[/] kept what can name a person: {escape(told)}. To leave it out: --deidentify")
+        self._log.write("failed" if outcome.code else "up to date" if outcome.old else "done", name, outcome.line)
+
+    def interrupted(self) -> None:
+        """Say that a signal ended it."""
+        done = f" after {len(self._outcomes)} of {self._count} {self._noun}" if self._count > 1 else ""
+        err.print(f"stopped{done}; the same command goes on from here")
+        self._log.write("stopped", "", f"after {len(self._outcomes)} of {self._count} {self._noun}")
+
+    @property
+    def code(self) -> int:
+        """Of one slide its own; of many 1 if any is bad, 2 if any could not be tried."""
+        return min((o.code for o in self._outcomes.values() if o.code), default=0)
+
+    def summary(self) -> str:
+        """Count them."""
+        failed = [name for name, outcome in self._outcomes.items() if outcome.code]
+        old = sum(outcome.old for outcome in self._outcomes.values())
+        left = self._count - len(self._outcomes)
+        text = f"{len(self._outcomes) - len(failed)} of {self._count} {self._noun} done, {len(failed)} failed"
+        text += f", {left} not tried" if left else ""
+        text += f"; {old} were up to date" if old else ""
+        seconds = time.monotonic() - self._begun
+        text += f"; {seconds // 3600:.0f}:{seconds // 60 % 60:02.0f}:{seconds % 60:02.0f}"
+        self._log.write("end", "", text)
+        if failed and len(self._outcomes) > 10:
+            text += "\nfailed: " + ", ".join(failed[:20]) + (f", and {len(failed) - 20} more" if failed[20:] else "")
+        return text
+
+
+class _Log:
+    """A table of what happened: time, what became of it, slide, message; a line each, with tabs between."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        # What cannot be written shows now, not after the work.
+        self._write("begin", "", f"ngfftile {version('ngfftile')}: {shlex.join(['ngfftile', *sys.argv[1:]])}")
+
+    def write(self, what: str, name: str, line: str) -> None:
+        """Add a line; a log that fails later stops nothing."""
+        try:
+            self._write(what, name, line)
+        except OSError as error:
+            err.print(f"[yellow]note[/] {self._path}: {error.strerror or error}. No more is logged.")
+            self._path = None
+
+    def _write(self, *cells: str) -> None:
+        if self._path is None:
+            return
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        row = (cell.replace("\t", " ").replace("\n", " | ") for cell in (now, *cells))
+        try:
+            with self._path.open("a", encoding="utf-8", errors="backslashreplace") as log:
+                log.write("\t".join(row) + "\n")
+        except OSError as error:
+            error.filename = error.filename or str(self._path)
+            raise
 
 
 def _here(
@@ -189,7 +203,8 @@ def _here(
 ) -> Iterator[tuple[str, Outcome]]:
     """Call ``work`` with each name in this process."""
     if together == 1:
-        yield from ((name, work(name, None, partial(say, name))) for name in names)
+        for name in names:
+            yield name, work(name, None, partial(say, name))
         return
     with ThreadPoolExecutor(together) as pool:
         futures = {pool.submit(work, name, None, partial(say, name)): name for name in names}
@@ -202,18 +217,14 @@ def _here(
             raise
 
 
-def _tell(outcome: Outcome, log_file: Path | None, *, quiet: bool) -> None:
-    """Print, and log, what became of a slide."""
-    if not quiet or outcome.code == 2:
-        (err if outcome.code else out).print(("[red]failed[/] " if outcome.code else "") + escape(outcome.line))
-    if log_file is not None:
-        with log_file.open("a", encoding="utf-8") as log:
-            log.write(("failed " if outcome.code else "") + outcome.line + "\n")
-
-
 def _crashed(name: str, crash: Crash) -> Outcome:
-    why = "memory ran out, or it was killed" if crash.how == "SIGKILL" else "a decoder failed over it"
-    return Outcome(f"{name}: the process that read it ended ({crash.how}): {why}. The slide is damaged, or hostile.", 1)
+    if crash.how in _STOPS:
+        return Outcome(f"{name}: the process that read it was stopped ({crash.how}). Run it again.", 2)
+    if crash.how == "SIGKILL":
+        why = "was killed, twice (SIGKILL): did memory run out? Run it again, with fewer --workers."
+        return Outcome(f"{name}: the process that read it {why}", 2)
+    why = f"ended over it, twice ({crash.how})"
+    return Outcome(f"{name}: the process that read it {why}: a decoder failed. The slide is damaged, or hostile.", 1)
 
 
 def attempt(one: Callable[..., str | Outcome], name: str, workers: int | None, report: Report) -> Outcome:
@@ -221,24 +232,35 @@ def attempt(one: Callable[..., str | Outcome], name: str, workers: int | None, r
     try:
         done = one(name, workers, report)
     except NgfftileError as error:
-        return Outcome(str(error), error.exit_code)
+        # An option that no slide can have, or a cluster that is lost.
+        of_all = isinstance(error, OptionError) and Path(name).name not in error.where
+        return Outcome(str(error), error.exit_code, stops=of_all or isinstance(error, ClusterError))
     except Exception as error:  # noqa: BLE001 (a filter's or a plug-in's own failure fails its slide, not the rest)
         if not isinstance(error, OSError):
             return Outcome(f"{name}: {type(error).__name__}: {error}", 1)
         # A full disk or a folder without leave to write: the system's own words, and what to do.
-        place = error.filename or name
-        return Outcome(f"{place}: {error.strerror or error}. Mend it and run the same command again.", 1)
+        said = f"{error.filename or name}: {error.strerror or error}. Mend it and run the same command again."
+        return Outcome(said, 2, stops=error.errno in _OF_ALL)
     return done if isinstance(done, Outcome) else Outcome(done)
+
+
+class _Rate(ProgressColumn):
+    """What a second brings, in the batch's unit."""
+
+    def render(self, task: Task) -> Text:
+        unit = task.fields["unit"]
+        speed = (task.speed or 0) / (1e6 if unit == "MP" else 1)
+        return Text(f"{speed:6.1f} {unit}/s" if task.speed else "")
 
 
 class _Bars:
     """Progress on a terminal: a bar for each slide at work, and of many slides one for all."""
 
-    def __init__(self, count: int, unit: str) -> None:
+    def __init__(self, count: int, unit: str, noun: str) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), _Rate())
         self._bars = Progress(*columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal)
         self._unit, self._tasks = unit, dict[str, TaskID]()
-        self._all = self._bars.add_task(f"{count} slides", total=count, unit="slides") if count > 1 else None
+        self._all = self._bars.add_task(f"{count} {noun}", total=count, unit=noun) if count > 1 else None
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -250,7 +272,10 @@ class _Bars:
     def say(self, name: str, done: int, total: int) -> None:
         """Move a slide's bar."""
         if name not in self._tasks:
-            self._tasks[name] = self._bars.add_task(escape(Path(name).name), total=total, unit=self._unit)
+            # What an earlier run did is no speed of this one.
+            self._tasks[name] = self._bars.add_task(
+                escape(Path(name).name), total=total, completed=done, unit=self._unit
+            )
         self._bars.update(self._tasks[name], completed=done, total=total)
 
     def end(self, name: str) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import ngfftile as nt
-from ngfftile.cli.batch import is_store
+from ngfftile.cli.names import check_whole, is_store
 
 
 def facts_of(slide: str, reader: str | None, scene: int | None = None) -> dict[str, Any]:
     """The facts of a slide by name, as JSON has them."""
+    check_whole(slide)
     return (
         _store_facts(nt.open(slide))
         if is_store(slide)
