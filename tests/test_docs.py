@@ -37,7 +37,7 @@ def test_readme_runs_from_top_to_bottom(folder, monkeypatch):
             else:
                 assert line.startswith("make ")
                 subprocess.run(["make", "-n", line.split()[1]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    assert ran == 8
+    assert ran == 9
     monkeypatch.chdir(folder)
     names = {"__name__": "readme"}
     for block in blocks("python"):
