@@ -113,8 +113,7 @@ class Draft:
         self._settle()
         if (self.folder / PLAN).exists():
             if self._plan() == json.loads(json.dumps(plan)):
-                for stray in self.folder.rglob(".*.tmp"):
-                    stray.unlink()  # what a killed run had half written
+                Store(self.folder).sweep()
                 self.store.root.mkdir(parents=True, exist_ok=True)
                 return
             if not overwrite:
@@ -150,10 +149,9 @@ class Draft:
         missing = expected - set(self.store.keys())
         if missing:
             raise StoreError(
-                f"{len(missing)} objects are gone, {min(missing)} first", str(self.folder), "Convert the slide again."
+                f"objects are gone: {min(missing)}, {len(missing)} in all", str(self.folder), "Convert the slide again."
             )
-        for stray in self.store.root.rglob(".*.tmp"):  # of a cluster's workers that were killed
-            stray.unlink(missing_ok=True)
+        self.store.sweep()  # of a cluster's workers that were killed
         self.store.finish(attributes, written, zarr_format)
         self.store.sync()  # all names, before the one that shows the store
         if self.target.exists():
@@ -172,7 +170,7 @@ class Draft:
     @property
     def _swapping(self) -> bool:
         """Whether an old store has made room for one that is not there yet."""
-        return not self.target.exists() and any((self._replaced / name).exists() for name in ROOTS)
+        return not self.target.exists() and _is_store(self._replaced)
 
     @property
     def _spent(self) -> bool:
@@ -181,11 +179,13 @@ class Draft:
 
     def _settle(self) -> None:
         if self._swapping:
-            whole = any((self.store.root / name).exists() for name in ROOTS)
-            (self.store.root if whole else self._replaced).rename(self.target)
+            (self.store.root if _is_store(self.store.root) else self._replaced).rename(self.target)
         if self._spent:
             sync_folder(self.target.parent)
-            self._clear()
+            with suppress(OSError):  # what cannot be removed does no harm beside a finished store
+                self._clear()
+        elif self._replaced.exists() and _is_store(self.target):  # somebody put another one in its place
+            self._drop_replaced()
 
     def discard(self) -> None:
         """Remove the draft; its plan in any case, so that what is left is never taken for one."""
@@ -197,19 +197,28 @@ class Draft:
     def _clear(self) -> None:
         """Remove what a draft holds; first what would let a part of it be taken for the whole."""
         (self.folder / PLAN).unlink(missing_ok=True)
-        for name in ROOTS if self._replaced.exists() else ():
-            (self._replaced / name).unlink(missing_ok=True)
+        self._drop_replaced()
         for old in self.folder.iterdir():
             if old.is_dir():
                 shutil.rmtree(old)
             elif old.name != LOCK:
                 old.unlink()
 
+    def _drop_replaced(self) -> None:
+        if self._replaced.exists():
+            for name in ROOTS:
+                (self._replaced / name).unlink(missing_ok=True)
+            shutil.rmtree(self._replaced)
+
     def _leave(self) -> None:
         """Remove the folder; the lock last, for who takes the next one may use the folder at once."""
         (self.folder / LOCK).unlink(missing_ok=True)
         with suppress(OSError):  # another process is in it by now
             self.folder.rmdir()
+
+
+def _is_store(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ROOTS)
 
 
 def _is_still(path: Path, fd: int) -> bool:

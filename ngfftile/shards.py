@@ -8,15 +8,19 @@ object is always damage, never silence. Any other layout is read by zarr-python.
 
 from __future__ import annotations
 
+import bz2
+import lzma
+import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from threading import Lock
 from typing import Any
 
 import google_crc32c
+import imagecodecs
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -30,8 +34,13 @@ from ngfftile.store import Readable, Store, StoredFile, Written
 
 Array = NDArray[Any]
 ABSENT = 2**64 - 1
-MOST_CHUNK_BYTES = 256 << 20
+MOST_LEVELS, MOST_SIDE, MOST_CHUNK_BYTES = 32, 1 << 31, 256 << 20
 _MOST_OVERHEAD = 1 << 16  # bytes of a chunk's headers and tables, beyond twice its pixels
+_DEFLATED = 1032  # bytes that one of deflate can stand for
+# What arrays of others may be compressed by. Of what is not here, numcodecs' pickle runs code that a chunk holds.
+_COMPRESSORS = {"zstd", "gzip", "zlib", "blosc", "lz4", "bz2", "lzma"}
+_FILTERS = {"bytes", "transpose", "crc32c", "crc32", "adler32", "sharding_indexed", "delta", "shuffle", "bitround"}
+_FILTERS |= {"fixedscaleoffset", "quantize", "astype", "packbits"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,7 +370,8 @@ class LevelArray:
 
     @cached_property
     def _array(self) -> zarr.Array[Any]:
-        array = self.store.open_array(self.path, whole=self.whole)
+        array = self.store.open_array(self.store.inside(self.path), whole=self.whole)
+        check_array(array.metadata.to_dict(), self.path, str(self.store))
         if len(array.shape) != len(self.axes) or not {"y", "x"} <= set(self.axes) <= set("tczyx"):
             raise StoreError(
                 f"array {self.path!r} of shape {array.shape} has axes {self.axes}",
@@ -505,6 +515,7 @@ class LevelArray:
         return out[skip : skip + wanted_channels.stop - wanted_channels.start]
 
     def _read_any(self, region: Region, t: int, z: int, channels: slice) -> Array:
+        self._check_objects(region, t, z, channels)
         box: dict[str, Any] = {
             "y": slice(region.y, region.bottom),
             "x": slice(region.x, region.right),
@@ -523,7 +534,29 @@ class LevelArray:
             return pixels.transpose([left.index(axis) for axis in "yx"])[None]
         return pixels.transpose([left.index(axis) for axis in "cyx"])
 
+    def _check_objects(self, region: Region, t: int, z: int, channels: slice) -> None:
+        """Whether what a region is read from lies in the store, and decodes to no more than a chunk.
+
+        Behind a url nothing is asked: what a server sends is bounded there, and would have to come twice.
+        """
+        if not isinstance(self.store, Store):
+            return
+        unit, compressor = self.unit, _compressor(self._array.metadata.to_dict())
+        for c in range(channels.start // self.depth * self.depth, channels.stop, self.depth):
+            for y in range(region.y // unit.y * unit.y, region.bottom, unit.y):
+                for x in range(region.x // unit.x * unit.x, region.right, unit.x):
+                    key = self.store.inside(self.key(t, c, z, Region(x, y, 1, 1)))
+                    if compressor and (self.store.root / key).is_file():
+                        _check_chunk(self.store, key, compressor)
+
+    @cached_property
+    def _inside(self) -> set[str]:
+        """Shards that are known to lie in the store."""
+        return set()
+
     def _read_shard(self, key: str, thin: _Thin, whole: Region, wanted: Region, out: Array) -> None:
+        if key not in self._inside:
+            self._inside.add(self.store.inside(key))
         if not self.whole and not self.store.exists(key):
             self.store.confirm()
             out[...] = self.fill
@@ -600,3 +633,118 @@ def read_index(file: StoredFile, key: str, chunks: int) -> Array:
     if google_crc32c.value(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
         raise StoreError(f"the index of {key} does not match its checksum", str(file.path), "It is damaged.")
     return np.frombuffer(raw[:-4], "<u8").reshape(-1, 2)
+
+
+def _codecs(document: Mapping[str, Any]) -> Iterator[str]:
+    """Names of all codecs of an array, those inside shards too."""
+    listed = [*(document.get("codecs") or ()), *(document.get("filters") or ()), document.get("compressor") or {}]
+    for codec in filter(None, listed):
+        yield str(codec.get("name") or codec.get("id")).removeprefix("numcodecs.")
+        yield from _codecs(codec.get("configuration") or {})
+
+
+def _compressor(document: Mapping[str, Any]) -> str:
+    """What chunks that are objects are compressed by; empty where they are not, or lie in shards."""
+    names = list(_codecs(document))
+    return "" if "sharding_indexed" in names else next((name for name in names if name in _COMPRESSORS), "")
+
+
+def check_array(document: Mapping[str, Any], path: str, where: str) -> None:
+    """Refuse an array that would take memory or time without bounds, or run what it holds.
+
+    Parameters
+    ----------
+    document
+        Its metadata, of Zarr v3 or v2.
+    path, where
+        The array, and its store.
+
+    Raises
+    ------
+    StoreError
+        Sides, chunks or codecs that no slide has.
+    """
+    kind = document.get("data_type", document.get("dtype"))
+    grid = document.get("chunk_grid") or {}
+    chunks = document.get("chunks") or grid.get("configuration", {}).get("chunk_shape") or ()
+    inner = [c["configuration"]["chunk_shape"] for c in document.get("codecs", ()) if c["name"] == "sharding_indexed"]
+    names = list(_codecs(document))
+    foreign = [n for n in names if n not in _COMPRESSORS | _FILTERS and not n.startswith("imagecodecs_")]
+    size = int(np.prod([int(side) for side in (inner or [chunks])[0]], dtype=object))
+    try:
+        dtype = np.dtype(str(kind))
+    except TypeError as error:
+        raise StoreError(f"the pixels of array {path!r} are {kind!r}", where) from error
+    size *= dtype.itemsize
+    reasons = {
+        f"has pixels of {dtype}": dtype.kind not in "biuf",
+        f"is compressed by {', '.join(foreign)}": bool(foreign),
+        "is compressed more than once": sum(name in _COMPRESSORS for name in names) > 1,
+        f"has the shape {document.get('shape')}": max(document.get("shape") or [0]) > MOST_SIDE,
+        f"has chunks of {size} bytes, {MOST_CHUNK_BYTES} are the most": not 0 < size <= MOST_CHUNK_BYTES,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise StoreError(f"array {path!r} {reason}", where, "It is damaged, or not to be trusted.")
+
+
+def _check_chunk(store: Store, key: str, compressor: str) -> None:
+    """Whether an object decodes to what a chunk can have, found without decoding more than that."""
+    data = store.whole(key)
+    try:
+        count = _decoded(data, compressor)
+    # Damaged bytes fail in each library's own way.
+    except Exception as error:
+        raise StoreError(f"{key} does not decode ({error or repr(error)})", str(store), "It is damaged.") from error
+    if count > MOST_CHUNK_BYTES:
+        raise StoreError(f"{key} decodes to more than {MOST_CHUNK_BYTES} bytes", str(store), "It is damaged.")
+
+
+def _decoded(data: bytes, compressor: str) -> int:
+    """Bytes that a chunk decodes to at most, all its members or frames together, or more than the most."""
+    if compressor == "blosc":  # its header: four bytes of versions and flags, then the decoded size
+        return int.from_bytes(data[4:8], "little")
+    if compressor == "lz4":  # numcodecs puts the size before it
+        return int.from_bytes(data[:4], "little")
+    if compressor in {"gzip", "zlib"} and len(data) * _DEFLATED <= MOST_CHUNK_BYTES:
+        return len(data) * _DEFLATED
+    count = 0
+    while data and count <= MOST_CHUNK_BYTES:
+        most = MOST_CHUNK_BYTES + 1 - count
+        if compressor == "zstd":
+            size, frame = _of_zstd(data)
+            count += len(imagecodecs.zstd_decode(data[:frame], out=most)) if size is None else size
+            data = data[frame:]
+            continue
+        decoder = _DECODERS[compressor]()
+        count += len(decoder.decompress(data, most))
+        data = decoder.unused_data.lstrip(b"\0")  # gzip lets zeros follow
+    return count
+
+
+_DECODERS: Mapping[str, Callable[[], Any]] = {
+    "gzip": partial(zlib.decompressobj, 47),  # either kind, by its header
+    "zlib": partial(zlib.decompressobj, 47),
+    "bz2": bz2.BZ2Decompressor,
+    "lzma": lzma.LZMADecompressor,
+}
+
+
+def _of_zstd(data: bytes) -> tuple[int | None, int]:
+    """The first frame's decoded size, None where its header does not say it; and its bytes. RFC 8878, 3.1."""
+    if data[1:4] == b"\x2a\x4d\x18" and data[0] >> 4 == 5:  # a frame to skip
+        return 0, 8 + int.from_bytes(data[4:8], "little")
+    flags = data[4]
+    single = flags >> 5 & 1
+    width = (single, 2, 4, 8)[flags >> 6]
+    at = 5 + (1 - single) + (0, 1, 2, 4)[flags & 3]
+    size = int.from_bytes(data[at : at + width], "little") + 256 * (width == 2) if width else None
+    at += width
+    last = False
+    while not last:  # blocks: 1 bit for the last one, 2 of its kind, 21 of its size
+        head = int.from_bytes(data[at : at + 3], "little")
+        if len(data) < at + 3:
+            raise ValueError("it is cut short")
+        last = bool(head & 1)
+        at += 3 + (1 if head >> 1 & 3 == 1 else head >> 3)
+    return size, at + 4 * (flags >> 2 & 1)

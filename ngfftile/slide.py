@@ -20,12 +20,11 @@ from ngfftile.errors import MissingError, OptionError, ResolutionError, StoreErr
 from ngfftile.geometry import Mpp, Region, Size
 from ngfftile.ngff import Multiscale
 from ngfftile.remote import store_at
-from ngfftile.shards import LevelArray
+from ngfftile.shards import MOST_LEVELS, LevelArray
 from ngfftile.store import LABELS, Readable, Store
 from ngfftile.view import Level, View
 
 Array = NDArray[Any]
-MOST_LEVELS = 32
 TOLERANCE = 0.05  # scanners of one nominal resolution differ by a few per cent: 0.2508, 0.499
 _MOST_THUMBNAIL_PIXELS = 1 << 28
 
@@ -506,7 +505,7 @@ def open_store(store: Readable) -> Slide:
     store, attributes = _opened(store)
     multiscale = ngff.parse(attributes, str(store))
     if not 1 <= len(multiscale.datasets) <= MOST_LEVELS:
-        raise StoreError(f"{len(multiscale.datasets)} levels", str(store), f"At most {MOST_LEVELS} are read.")
+        raise StoreError(f"it has {len(multiscale.datasets)} levels, {MOST_LEVELS} are the most", str(store))
     for data in multiscale.datasets:
         store.inside(data.path)
     facts = attributes.get("ngfftile", {})

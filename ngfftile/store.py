@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol, Self
+from uuid import uuid4
 
 import google_crc32c
 import zarr
@@ -415,7 +416,8 @@ class Store(Readable):
         if not self.root.is_dir():
             raise StoreError("the folder is gone", str(self), "Was it removed while it was written?")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        # Of its own: workers on several machines may be at the same object, after one was thought lost.
+        temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
         size, crc = 0, 0
         try:
             with temporary.open("wb") as file:
@@ -446,6 +448,12 @@ class Store(Readable):
         """Names and sizes of the objects below a path, in order."""
         root = self.root / path
         return sorted((p.relative_to(root).as_posix(), p.stat().st_size) for p in root.rglob("*") if p.is_file())
+
+    def sweep(self) -> None:
+        """Remove what killed runs had half written."""
+        for folder, _, files in os.walk(self.root, onerror=_fail):
+            for name in filter(_temporary, files):
+                Path(folder, name).unlink(missing_ok=True)
 
     def sync(self) -> None:
         """Make the names of all objects as lasting as their bytes are."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -189,6 +190,7 @@ def test_without_workers_or_scheduler_a_run_ends_with_a_line_and_goes_on_later(
     with pytest.raises(ClusterError, match="has no worker, for 1 s now") as error:
         nt.convert(svs, store, **SMALL, scheduler=address)
     assert error.value.exit_code == 2
+    assert f"(at work on {svs.name})" in str(error.value)
     assert str(error.value).endswith("The same command goes on where this one stopped.")
     monkeypatch.setattr(cluster, "PATIENCE", 30.0)
     worker()
@@ -227,6 +229,34 @@ def test_other_software_at_the_workers_is_refused(two):
             cluster._check_software(found | {"workers": {worker: other}})
         assert str(error.value).startswith(f"{worker}: has ")
         assert "same environment" in str(error.value)
+
+
+def test_a_run_connects_once(two, monkeypatch):
+    made, client = [], distributed.Client
+    monkeypatch.setattr(distributed, "Client", lambda *a, **k: made.append(a) or client(*a, **k))
+    assert cluster.run(naps(2), "done", scheduler=two, done=lambda _: None) == 2
+    assert made == [(two,)]
+
+
+def test_slurm_from_another_thread_is_said_or_works(svs, tmp_path, monkeypatch):
+    code = """
+import sys, threading, ngfftile as nt
+def run():
+    try:
+        nt.convert(sys.argv[1], sys.argv[2], scheduler="slurm")
+    except nt.errors.ClusterError as error:
+        print(error)
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+"""
+    command = [sys.executable, "-c", code, svs, tmp_path / "x.ome.zarr"]
+    told = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "imported by the main thread only" in told.stdout
+    assert not told.stderr
+    monkeypatch.setattr(cluster, "_needed", lambda *_: "there already")
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(cluster._jobqueue).result() == "there already"
 
 
 def test_processes_listen_on_this_machine_alone_and_the_dashboard_is_told(monkeypatch):

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from runpy import run_path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ import tifffile
 
 import ngfftile as nt
 from ngfftile.errors import NgfftileError
+from ngfftile.store import Store
 
 COMMAND = Path(sys.executable).with_name("ngfftile")
 HELPER = Path(__file__).with_name("faults") / "nursery.py"
@@ -331,6 +333,54 @@ def test_a_folder_that_may_only_be_read_is_said(slide, whole, nursery, tmp_path)
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         assert "up to date" in nursery.run(**command)["out"]
         assert tree(disk / "x.ome.zarr") == whole
+
+
+def test_an_old_store_that_cannot_be_removed_does_no_harm(slide, tmp_path, monkeypatch):
+    place, left = tmp_path / "x.ome.zarr", tmp_path / "x.ome.zarr.partial" / "replaced"
+
+    def refuse(folder):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    nt.convert(slide, place, **SMALL)
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    nt.convert(slide, place, **SMALL | {"shard": 128}, overwrite=True)
+    whole = tree(place)
+    for _ in range(2):
+        assert "up to date" in str(nt.convert(slide, place, **SMALL | {"shard": 128}))
+        assert left.exists()
+    monkeypatch.undo()
+    assert "up to date" in str(nt.convert(slide, place, **SMALL | {"shard": 128}))
+    assert names(tmp_path) == ["x.ome.zarr"]
+    assert tree(place) == whole
+
+
+def test_a_store_put_where_one_had_made_room_is_replaced_too(slide, whole, tmp_path, monkeypatch):
+    place, draft, rename = tmp_path / "x.ome.zarr", tmp_path / "x.ome.zarr.partial", Path.rename
+
+    def die(path, target):
+        if path.name == "store":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    nt.convert(slide, place, **SMALL | {"shard": 128})
+    monkeypatch.setattr(Path, "rename", die)
+    with pytest.raises(KeyboardInterrupt):
+        nt.convert(slide, place, **SMALL, overwrite=True)
+    monkeypatch.undo()
+    shutil.copytree(draft / "replaced", place)
+    nt.convert(slide, place, **SMALL, overwrite=True)
+    assert tree(place) == whole
+    assert names(tmp_path) == ["x.ome.zarr"]
+
+
+def test_two_at_one_object_do_not_share_what_is_half_written(tmp_path, monkeypatch):
+    """Workers of two machines may have one process number."""
+    together, sync = Barrier(2), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (together.wait(10), sync(fd)))
+    with ThreadPoolExecutor(2) as pool:
+        written = list(pool.map(lambda _: Store(tmp_path).write("0/c/0", b"same"), range(2)))
+    assert written[0] == written[1]
+    assert names(tmp_path / "0" / "c") == ["0"]
 
 
 @pytest.fixture(scope="module")

@@ -663,7 +663,7 @@ def test_the_command_line_takes_urls(site, store, tmp_path):
     assert len(nt.Index.from_parquet(tmp_path)) > 0
     missing = run(app, ["verify", site.url("none.zarr"), url, "--subset", "1/50"])
     assert missing.exit_code == 1
-    assert "1 of 2 slides done" in missing.output
+    assert "1 of 2 stores done" in missing.output
 
 
 def test_writing_to_a_url_is_an_error(site, store, made):

@@ -258,7 +258,7 @@ def test_a_stream_that_is_cut_short_is_damage(compression, tmp_path):
     with pytest.raises(SourceError, match=r"row 1, column 1 .*cut short"):
         nt.convert(tmp_path / "x.tif", tmp_path / "x.ome.zarr")
     done = nt.convert(tmp_path / "x.tif", tmp_path / "x.ome.zarr", damaged="fill")
-    assert "1 damaged tiles became background (x 128 y 128)" in str(done)
+    assert "1 damaged tile became background (x 128 y 128)" in str(done)
     nt.convert(tmp_path / "x.ome.zarr", tmp_path / "y.ome.zarr")
     assert len(nt.open(tmp_path / "y.ome.zarr").facts["damaged"]) == 1
     told = subprocess.run([COMMAND, "info", tmp_path / "y.ome.zarr"], check=True, capture_output=True, text=True).stdout

@@ -8,6 +8,7 @@ import sys
 import time
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +19,11 @@ from hypothesis import strategies as st
 
 import ngfftile as nt
 from ngfftile.errors import OptionError, SourceError
+from ngfftile.pyramid import Shard
 from ngfftile.resample import commonest, pick
+from ngfftile.sources import open_source
 from ngfftile.store import Store
+from ngfftile.writer.graph import DAMAGED, Job, write_base
 
 COMMAND = Path(sys.executable).with_name("ngfftile")
 CHOICES = {
@@ -102,6 +106,52 @@ def test_what_cannot_be_kept_is_refused_with_the_reason(tmp_path):
     tifffile.imwrite(tmp_path / "grey.tif", np.zeros((30, 30), np.uint16))
     with pytest.raises(OptionError, match="jpeg cannot hold uint16"):
         nt.plan(tmp_path / "grey.tif", codec="jpeg:90")
+
+
+@pytest.mark.parametrize("codec", ["zstd", "blosc", "jpeg:80", "jpeg:95"])
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("shard", [0, 128])
+@pytest.mark.parametrize("rgb", [False, True])
+def test_every_codec_writes_chunks_of_any_depth_that_all_can_read(codec, planar, shard, rgb, tmp_path):
+    y, x = np.mgrid[:200, :300]
+    pixels = np.stack([128 + 90 * np.sin(x / (20 + 5 * c)) * np.cos(y / 30) for c in range(3)], -1).astype(np.uint8)
+    pixels = pixels if rgb else pixels[..., 0]
+    tifffile.imwrite(tmp_path / "x.tif", pixels, photometric="rgb" if rgb else "minisblack", tile=(64, 64))
+    done = nt.convert(tmp_path / "x.tif", tmp_path / "x.ome.zarr", codec=codec, planar=planar, shard=shard, chunk=64)
+    theirs = zarr.open_array(tmp_path / "x.ome.zarr" / "0", mode="r")[...]
+    assert np.array_equal(nt.open(tmp_path / "x.ome.zarr").image(level=0), theirs)
+    noise = np.sqrt(((theirs - np.atleast_3d(pixels).transpose(2, 0, 1).astype(float)) ** 2).mean())
+    assert noise < 4 if codec.startswith("jpeg") else noise == 0
+    assert nt.verify(tmp_path / "x.ome.zarr", source=tmp_path / "x.tif").ok
+    lossy = f"lossy: all levels are JPEG of quality {codec[5:]}"
+    assert (lossy in done.notes) == (lossy in nt.open(done.path).facts["notes"]) == codec.startswith("jpeg")
+
+
+def test_what_a_codec_loses_is_said_and_not_of_a_lossless_copy(svs, tmp_path):
+    above = "levels above 0 are JPEG of quality 85, with loss; --codec source:zstd keeps them without"
+    assert above in str(nt.plan(svs, codec="source"))
+    kept = nt.convert(svs, tmp_path / "a.ome.zarr", codec="source")
+    assert above in kept.notes
+    assert above in nt.open(kept.path).facts["notes"]
+    assert not nt.convert(kept.path, tmp_path / "b.ome.zarr").notes
+    assert not nt.convert(svs, tmp_path / "c.ome.zarr", codec="source:zstd").notes
+
+
+def test_kept_tiles_that_a_strict_decoder_refuses_are_told(tmp_path):
+    y, x = np.mgrid[:512, :640]
+    pixels = np.stack([(128 + 90 * np.sin(x / (7 + c)) * np.cos(y / 9)) for c in range(3)], -1).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", pixels, tile=(256, 256), compression="jpeg", photometric="ycbcr")
+    with tifffile.TiffFile(tmp_path / "x.tif") as tiff:
+        at, count = tiff.pages[0].dataoffsets[1], tiff.pages[0].databytecounts[1]
+    with (tmp_path / "x.tif").open("r+b") as file:
+        file.seek(at + count - 40)
+        file.write(bytes(38))  # between the last codes and the end: bytes that mean nothing
+    done = nt.convert(tmp_path / "x.tif", tmp_path / "x.ome.zarr", codec="source")
+    assert not done.damaged
+    (note,) = (note for note in done.notes if "strict" in note)
+    assert note.startswith("strict JPEG decoders refuse 1 tile, kept as in the source (x 256 y 0: ")
+    assert note in nt.open(done.path).facts["notes"]
+    assert nt.verify(done.path, source=tmp_path / "x.tif").ok
 
 
 def test_profiles_are_their_options_and_options_win(svs):
@@ -217,12 +267,48 @@ def test_damaged_tiles_stop_or_become_background_and_are_recorded(damaged, tmp_p
         place = tmp_path / f"{len(options)}{options.get('codec')}.ome.zarr"
         done = nt.convert(damaged, place, damaged="fill", **options)
         assert done.damaged == 1
-        assert "1 damaged tiles became background" in str(done)
+        assert "1 damaged tile became background" in str(done)
         (tile,) = nt.open(place).facts["damaged"]
         assert (tile["x"], tile["y"], tile["width"], tile["height"]) == (480, 240, 240, 240)
         assert (nt.open(place).image(level=0)[:, 240:480, 480:720] == 255).all()
         report = nt.verify(place, source=damaged)
         assert report.ok, str(report)
+
+
+def test_a_record_of_damage_goes_when_the_region_reads_well_before_it_is_stored(svs, tmp_path):
+    what, region, flaws = nt.plan(svs, damaged="fill", shard=512), nt.Region(0, 0, 512, 512), [True]
+
+    def read(region, plane, out, tell):
+        if flaws[0]:
+            tell(region, "noise")
+
+    job = Job(SimpleNamespace(read=read), what, Store(tmp_path / "store"), Store(tmp_path))
+    record = tmp_path / job.recorded(DAMAGED, region, 0, "cell")
+    job.store.root.mkdir()
+    for stored in (False, True):
+        flaws[0] = True
+        assert job.read(region, 0, "cell", None) == [region]
+        if stored:  # with the background
+            job.store.write("0/c/0/0/0", b"")
+        flaws[0] = False
+        assert job.read(region, 0, "cell", None) == []
+        assert record.exists() == stored
+
+
+def test_a_kept_tile_that_was_damaged_and_reads_well_again_is_what_the_store_has(svs, tmp_path):
+    slide, what = open_source(svs), nt.plan(svs, damaged="fill", codec="source")
+    job, place = Job(slide, what, Store(tmp_path / "store"), Store(tmp_path)), nt.Region(0, 0, 256, 256)
+    shard, record = Shard(0, 0, 0, 0), tmp_path / job.recorded(DAMAGED, place, 0, "tile")
+    job.store.root.mkdir()
+    job.record(DAMAGED, place, 0, "tile", [(place, "noise")])
+    fresh = write_base(job, shard, []).mean
+    assert not record.exists()
+    job.record(DAMAGED, place, 0, "tile", [(place, "noise")])  # as if the shard had been written with it
+    again = write_base(job, shard, []).mean
+    assert record.exists()
+    assert (again[:, :128, :128] == 255).all()
+    assert np.array_equal(again[:, 128:], fresh[:, 128:])
+    assert not (fresh[:, :128, :128] == 255).all()
 
 
 def test_a_file_of_several_slides_becomes_a_store_each(tmp_path):

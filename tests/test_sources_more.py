@@ -20,11 +20,13 @@ import tifffile
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
+import ngfftile as nt
 from conftest import REAL
 from ngfftile import sources
 from ngfftile.errors import MissingError, OptionError, SourceError
 from ngfftile.geometry import Mpp, Region, Size
 from ngfftile.sources import fingerprint, open_source
+from ngfftile.sources.openslide import _files
 from ngfftile.sources.protocol import RefusedError
 
 RNG = np.random.default_rng(7)
@@ -1045,3 +1047,77 @@ def test_bioio_refuses_what_no_plug_in_reads(tmp_path, monkeypatch):
     pytest.importorskip("bioio")
     with pytest.raises(SourceError, match="bioio: no plug-in of bioio"):
         open_source(path, "bioio")
+
+
+# What changes while it is read
+
+
+def converted(source, target, change, **more):
+    """Convert, and let something happen when the first pixels are done."""
+    happened = []
+
+    def progress(done, _):
+        if done and not happened:
+            happened.append(change())
+
+    return nt.convert(source, target, progress=progress, workers=1, **more)
+
+
+def strangers(folder):
+    def change():
+        (folder / ".DS_Store").write_text("2")
+        (folder / "log.txt").write_text("22")
+        (folder / "new").write_text("")
+
+    (folder / ".DS_Store").write_text("")
+    (folder / "log.txt").write_text("")
+    (folder / ".lock").symlink_to("nowhere")
+    return change
+
+
+@pytest.fixture
+def stored(tmp_path):
+    path = nt.synthetic.write_svs(tmp_path / "x.svs", 900, 700, seed=1)
+    nt.convert(path, tmp_path / "source.ome.zarr", shard=256, chunk=128)
+    return tmp_path / "source.ome.zarr"
+
+
+def test_strangers_in_a_store_may_change_while_it_is_read(stored, tmp_path):
+    change = strangers(stored)
+    strangers(stored / "0")()
+    assert converted(stored, tmp_path / "out.ome.zarr", change, codec="zstd:1").pixels == 900 * 700
+
+
+def test_strangers_in_a_dicom_folder_may_change_while_it_is_read(tmp_path):
+    folder = tmp_path / "slide"
+    write_dicom(folder, {("0", 0): smooth(150, 200)})
+    assert converted(folder, tmp_path / "out.ome.zarr", strangers(folder)).pixels
+
+
+@pytest.mark.parametrize("what", ["replaced", "removed", "label"])
+def test_objects_of_a_store_that_change_while_it_is_read_are_an_error(what, stored, tmp_path):
+    slide = nt.open(stored)
+    slide.labels["bright"] = slide.image(level=1).max("c") > 200
+
+    def change():
+        if what == "label":
+            (stored / "labels" / "bright" / "0" / "zarr.json").touch()
+            return
+        objects = sorted((stored / "0" / "c" / "0").glob("*/*"))
+        if what == "replaced":
+            shutil.copy(objects[0], tmp_path / "other")
+            (tmp_path / "other").replace(objects[-1])
+        else:
+            objects[-1].unlink()
+
+    with pytest.raises(SourceError, match="while it was read"):
+        converted(stored, tmp_path / "out.ome.zarr", change, codec="zstd:1", shard=256)
+    assert not (tmp_path / "out.ome.zarr.partial").exists()
+
+
+def test_a_key_file_names_the_files_of_its_slide(tmp_path):
+    for name in ("a.jpg", "b.opt", "b.jpg", ".a.jpg.swp"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "x.vms").write_text("[Virtual Microscope Specimen]\nImageFile=a.jpg\nOptimisationFile=b.opt\n")
+    found = _files(tmp_path / "x.vms", "hamamatsu", "")
+    assert [path.name for path in found] == ["a.jpg", "b.opt", "x.vms"]

@@ -9,6 +9,8 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import distributed
@@ -324,6 +326,46 @@ def test_a_finished_store_is_left_as_it_is_and_said_to_be(svs, tmp_path):
     nt.convert(svs, place, chunk=512, overwrite=True)
     assert tree(place) != before
     assert [p.name for p in tmp_path.iterdir()] == ["x.ome.zarr"]
+
+
+def test_a_store_of_other_parameters_or_another_source_is_told_apart(svs, tmp_path):
+    place = tmp_path / "x.ome.zarr"
+    nt.convert(svs, place, codec="zstd:9")
+    with pytest.raises(ExistsError, match=r"exists, made with codec zstd:9 \(here zstd:3\)\. Use --overwrite"):
+        nt.convert(svs, place)
+    with pytest.raises(ExistsError, match=r"chunk 256 \(here 64\), shard 4096 \(here 512\), codec .*, and 2 more\."):
+        nt.convert(svs, place, chunk=64, shard=512, ngff="0.6", planar=True)
+    other = nt.synthetic.write_svs(tmp_path / "other.svs", 300, 200, seed=9)
+    with pytest.raises(ExistsError, match="exists, made from another source"):
+        nt.convert(other, place)
+
+
+def test_numbers_are_said_as_people_say_them(tmp_path):
+    done = nt.convert(nt.synthetic.write_svs(tmp_path / "x.svs", 300, 200, seed=9), tmp_path / "x.ome.zarr")
+    assert "MP/s" in str(done)
+    resumed = str(replace(done, found=1, damaged=1, places=("x 0 y 0",)))
+    assert "MP/s" not in resumed  # of pixels that it found
+    assert resumed.endswith("1 object of an earlier run kept; 1 damaged tile became background (x 0 y 0)")
+    assert str(replace(done, found=2)).endswith("2 objects of an earlier run kept")
+    one, two = (str(nt.plan(tmp_path / "x.svs", workers=n)) for n in (1, 2))
+    assert " with 1 worker\n" in one + "\n"
+    assert " with 2 workers\n" in two + "\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured by Linux's /proc")
+def test_the_plans_memory_holds_of_pixels_that_cannot_be_compressed(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6000, 8192, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", pixels, tile=(256, 256), photometric="rgb")
+    code = """
+import pathlib, re, sys, ngfftile as nt
+nt.convert(sys.argv[1], sys.argv[2], workers=int(sys.argv[3]))
+print(1024 * int(re.search("VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]))
+"""
+    for workers in (1, 4):
+        command = [sys.executable, "-c", code, tmp_path / "x.tif", tmp_path / f"{workers}.ome.zarr", str(workers)]
+        peak = int(subprocess.run(command, check=True, capture_output=True).stdout)
+        planned = nt.plan(tmp_path / "x.tif", workers=workers).peak_bytes
+        assert peak < planned < 2 * peak
 
 
 def test_with_overwrite_the_old_store_stays_until_the_new_one_is_whole(svs, tmp_path, monkeypatch):

@@ -68,7 +68,7 @@ def batch(
     workers: int | None = None,
     together: int = 1,
 ) -> None:
-    """Do all slides. Exits 1 if any is bad, 2 if any could not be tried, 128 + n if signal n stopped it.
+    """Do all slides. Exits 1 if any failed, 2 if something would have failed them all, 128 + n if signal n stopped it.
 
     Parameters
     ----------
@@ -150,8 +150,11 @@ class _Batch:
 
     @property
     def code(self) -> int:
-        """Of one slide its own; of many 1 if any is bad, 2 if any could not be tried."""
-        return min((o.code for o in self._outcomes.values() if o.code), default=0)
+        """Of one slide its own; of many 2 where something stopped the batch, 1 where slides failed."""
+        failed = [outcome for outcome in self._outcomes.values() if outcome.code]
+        if self._count == 1 or not failed:
+            return failed[0].code if failed else 0
+        return 2 if any(outcome.stops for outcome in failed) else 1
 
     def summary(self) -> str:
         """Count them."""

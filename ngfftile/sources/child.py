@@ -3,17 +3,22 @@
 Both sides are here. The parent asks with a line of JSON, and the child answers with one; what is large lies in memory
 that they share. The child runs this file by its path: it starts in a tenth of a second, since of ngfftile it loads only
 the module that it serves, and nothing that a damaged child says is more than text and numbers.
+
+What a library says, and how it crashes, is the fault of what it reads. A child that cannot be started, is ended by
+others, lacks memory or files, or gives no answer in time, is the machine's: it is asked for once more, and then told.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import runpy
 import signal
 import sys
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from mmap import mmap
 from pathlib import Path
@@ -25,6 +30,7 @@ from uuid import uuid4
 from weakref import finalize
 
 try:
+    import fcntl
     import resource
 except ImportError:  # Windows, which has no limits
     resource = None  # type: ignore[assignment]
@@ -32,6 +38,10 @@ except ImportError:  # Windows, which has no limits
 SECONDS = 60.0  # for one answer
 MOST_MEMORY = 4 << 30  # addresses of a child
 _MOST_ANSWER = 64 << 20
+_PAUSE = 0.2  # seconds before a child is asked for again
+_CRASHES = {int(getattr(signal, f"SIG{name}", 0)) for name in ("SEGV", "ABRT", "BUS", "ILL", "FPE")} - {0}
+_WINDOWS_CRASH = 0xC0000000  # exit codes from here on are exceptions of Windows, access violations among them
+_SHORTAGES = ("EIO", "ENOMEM", "EMFILE", "ENFILE", "EAGAIN", "ENODEV", "ENOTCONN", "ESTALE", "ETIMEDOUT")
 # Threads of a linear algebra that nobody asks for would take most of the addresses on a machine of many cores.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -41,7 +51,11 @@ class AnswerError(Exception):
 
 
 class CrashError(AnswerError):
-    """The child ended, or was late and had to be ended."""
+    """The child crashed over what it was asked."""
+
+
+class LostError(Exception):
+    """The machine lacks something, or the child was late or was ended: nothing is known of what was asked."""
 
 
 class _Memory:
@@ -76,7 +90,9 @@ class _Memory:
 
 def _unlinked() -> IO[bytes]:
     # Of memory alone where the system has such files: those on a disk are written out again and again.
-    return os.fdopen(os.memfd_create("ngfftile"), "w+b") if hasattr(os, "memfd_create") else TemporaryFile()
+    with os.fdopen(os.memfd_create("ngfftile"), "w+b") if hasattr(os, "memfd_create") else TemporaryFile() as file:
+        # Where 0 to 2 are free, it must not be one of them: in the child those are the pipes.
+        return os.fdopen(fcntl.fcntl(file.fileno(), fcntl.F_DUPFD_CLOEXEC, 3), "w+b")
 
 
 class Child:
@@ -91,23 +107,25 @@ class Child:
     """
 
     def __init__(self, module: Path, arguments: tuple[Any, ...]) -> None:
-        self._memory = _Memory()
+        memory = None
         try:
+            memory = _Memory()
             self._process = Popen(  # noqa: S603 (our own file)
-                [sys.executable, "-P", __file__, str(module), self._memory.name],
+                [sys.executable, "-P", __file__, str(module), memory.name],
                 stdin=PIPE,
                 stdout=PIPE,
                 stderr=DEVNULL,
-                pass_fds=self._memory.descriptors,
+                pass_fds=memory.descriptors,
                 env=os.environ | _ENVIRONMENT,
             )
-        except OSError as error:
-            self._memory.close()
-            raise CrashError(f"cannot be started ({error})") from error
-        self._late = False
+        except (OSError, MemoryError) as error:
+            if memory:
+                memory.close()
+            raise LostError(f"cannot be started ({error})") from error
+        self._memory, self._late = memory, False
         try:
             self.ask("__init__", [entry for entry in sys.path if entry], *arguments)
-        except AnswerError:
+        except (AnswerError, LostError):
             self.close()
             raise
 
@@ -124,12 +142,17 @@ class Child:
         AnswerError
             The method raised an error.
         CrashError
-            The process ended, or did not answer in time.
+            The process crashed.
+        LostError
+            It was ended, did not answer in time, or there is too little memory for it.
         """
-        memory = self._memory.room(room)
         timer = Timer(SECONDS, self._end_late)
         timer.daemon = True
-        timer.start()
+        try:
+            memory = self._memory.room(room)
+            timer.start()
+        except (OSError, MemoryError, RuntimeError) as error:  # no memory, or no thread
+            raise LostError(f"cannot be asked ({error})") from error
         try:
             answer = self._exchanged([method, room, *arguments])
         except BaseException:  # an interrupt too: what it would answer later is not what is asked next
@@ -137,6 +160,10 @@ class Child:
             raise
         finally:
             timer.cancel()
+            timer.join()  # so that it is known whether it was late
+        if "lost" in answer:
+            self.close()
+            raise LostError(f"lacks something ({answer['lost']})")
         if "error" in answer:
             raise AnswerError(str(answer["error"]))
         return answer.get("value"), memory
@@ -150,30 +177,32 @@ class Child:
             into.flush()
             answer = json.loads(out.readline(_MOST_ANSWER))
         except (OSError, ValueError) as error:
-            raise CrashError(self._end()) from error
+            raise self._end() from error
         if not isinstance(answer, dict):
-            raise CrashError("crashed (what it says is no answer)")
+            raise LostError("says what is no answer")
         return answer
 
     @property
     def alive(self) -> bool:
         """Whether it can be asked again."""
-        return self._process.returncode is None
+        return not self._late and self._process.poll() is None
 
     def _end_late(self) -> None:
         self._late = True
         self._process.kill()
 
-    def _end(self) -> str:
+    def _end(self) -> CrashError | LostError:
         """How the process ended."""
-        if self._late:
-            return f"gave no answer in {SECONDS:g} s"
         with suppress(OSError):
             self._process.stdin.close()  # type: ignore[union-attr]  # it is a pipe
         code = self._process.wait()
+        if self._late:
+            return LostError(f"gave no answer in {SECONDS:g} s")
+        if -code in _CRASHES or code >= _WINDOWS_CRASH:
+            return CrashError(f"crashed ({signal.Signals(-code).name if code < 0 else hex(code)})")
         with suppress(ValueError):
-            return f"crashed ({signal.Signals(-code).name})"
-        return f"ended (exit code {code})"
+            return LostError(f"was ended ({signal.Signals(-code).name})")
+        return LostError(f"ended (exit code {code})")
 
     def close(self) -> None:
         """End the process; it has nothing to save."""
@@ -196,6 +225,7 @@ class Pool:
 
     def __init__(self, module: Path, *arguments: Any) -> None:
         self._module, self._arguments = module, arguments
+        self._made = False
         self._renew()
 
     def _renew(self) -> None:
@@ -203,28 +233,57 @@ class Pool:
         self._idle: deque[Child] = deque()
         finalize(self, _close, self._idle, self._owner)
 
-    @contextmanager
-    def child(self) -> Iterator[Child]:
-        """A child for one caller; a new one where all are busy.
+    def ask[Answer](self, use: Callable[[Child], Answer]) -> Answer:
+        """What is made of a child; where that one is lost, of a new one.
 
         Raises
         ------
         AnswerError
-            The object cannot be made.
+            The object cannot be made, or a method of it raised an error.
         CrashError
-            The process ended over it.
+            The process crashed over it.
+        LostError
+            Both were lost.
         """
+        try:
+            with self.child() as child:
+                return use(child)
+        except LostError:
+            time.sleep(_PAUSE)
+        with self.child(fresh=True) as child:
+            return use(child)
+
+    @contextmanager
+    def child(self, *, fresh: bool = False) -> Iterator[Child]:
+        """A child for one caller; a new one where all are busy, or where that is asked for."""
         if self._owner != os.getpid():  # after a fork: the children are our parent's
             self._renew()
-        try:
-            child = self._idle.pop()  # the one used last, so that idle ones stay idle
-        except IndexError:
-            child = Child(self._module, self._arguments)
+        child = (None if fresh else self._rested()) or self._new()
         try:
             yield child
         finally:
             if child.alive:
                 self._idle.append(child)
+            else:
+                child.close()
+
+    def _rested(self) -> Child | None:
+        """The idle child that was used last, so that the others stay idle; those that have ended are dropped."""
+        with suppress(IndexError):
+            while not (child := self._idle.pop()).alive:
+                child.close()
+            return child
+        return None
+
+    def _new(self) -> Child:
+        try:
+            child = Child(self._module, self._arguments)
+        except AnswerError as error:
+            if self._made:  # what could be opened, and now cannot, is out of reach
+                raise LostError(f"cannot be had again ({error})") from error
+            raise
+        self._made = True
+        return child
 
 
 def _close(idle: deque[Child], owner: int) -> None:
@@ -241,6 +300,12 @@ def _limit() -> None:
         for limit, most in ((resource.RLIMIT_AS, MOST_MEMORY), (resource.RLIMIT_CORE, 0)):
             with suppress(ValueError, OSError):
                 resource.setrlimit(limit, (most, most))
+
+
+def _short(error: Exception) -> bool:
+    """Whether an error is the machine's: its own kinds, or a library's words for one."""
+    told = (os.strerror(getattr(errno, name)) for name in _SHORTAGES if hasattr(errno, name))
+    return isinstance(error, OSError | MemoryError) or any(words in str(error) for words in told)
 
 
 def _serve(module: str, name: str) -> None:
@@ -262,7 +327,7 @@ def _serve(module: str, name: str) -> None:
                 value = getattr(served, method)(*[memory.room(room)] * bool(room), *arguments)
             answer = {"value": value}
         except Exception as error:  # noqa: BLE001 (whatever a library raises, the parent says)
-            answer = {"error": str(error) or repr(error)}
+            answer = {"lost" if _short(error) else "error": str(error) or repr(error)}
         if hasattr(signal, "alarm"):
             signal.alarm(0)
         answers.write(json.dumps(answer).encode() + b"\n")

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import bz2
 import hashlib
 import json
-import lzma
-import zlib
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import numpy as np
 
 from ngfftile import ngff
 from ngfftile.errors import MissingError, OptionError, SourceError, StoreError
 from ngfftile.geometry import Mpp, Region, Size
 from ngfftile.ngff import PALETTE, RGB, Channel, Multiscale
-from ngfftile.shards import MOST_CHUNK_BYTES, LevelArray
+from ngfftile.shards import MOST_LEVELS, LevelArray, check_array
 from ngfftile.sources.protocol import Array, Damaged, RefusedError, Source, SourceInfo
-from ngfftile.store import LABELS, Store
+from ngfftile.store import LABELS, ROOTS, Store
 
 _SAMPLES, _EDGE = 1024, 1 << 16
-MOST_LEVELS, MOST_SIDE = 32, 1 << 31
-# What arrays of others may be compressed by. Of what is not here, numcodecs' pickle runs code that a chunk holds.
-_COMPRESSORS = {"zstd", "gzip", "zlib", "blosc", "lz4", "bz2", "lzma"}
-_FILTERS = {"bytes", "transpose", "crc32c", "crc32", "adler32", "sharding_indexed", "delta", "shuffle", "bitround"}
-_FILTERS |= {"fixedscaleoffset", "quantize", "astype", "packbits"}
+# Names of an array's objects, in a folder for each axis or none: what else lies there is nobody's.
+_OBJECT = re.compile(r"zarr\.json|\.zarray|(c[./])?\d+([./]\d+)*")
 _SECONDS = {"second": 1.0, "millisecond": 1e-3, "minute": 60.0, "hour": 3600.0}
 
 
@@ -77,8 +71,8 @@ class NgffSource:
         if len(self._image.datasets) > MOST_LEVELS:
             raise StoreError(f"it has {len(self._image.datasets)} levels, {MOST_LEVELS} are the most", str(path))
         for dataset in self._image.datasets:
-            _check_array(self._store, self._store.inside(dataset.path))
-        self._compressor = _compressor(_document(self._store, self._image.datasets[0].path))
+            place = self._store.inside(dataset.path)
+            check_array(_document(self._store, place), place, str(self._store))
         self._array = LevelArray(
             self._store,
             self._store.inside(self._image.datasets[0].path),
@@ -97,7 +91,6 @@ class NgffSource:
         at_t, group = divmod(rest, len(self.info.channels) // depth)
         wanted = slice(group * depth, (group + 1) * depth)
         try:
-            self._check_objects(region, at_t, at_z, wanted)
             pixels = self._array.read(region, at_t, at_z, wanted)
         except StoreError as error:
             if damaged is None:
@@ -105,16 +98,6 @@ class NgffSource:
             self._read_around(region, at_t, at_z, wanted, out, damaged)
             return
         out[...] = pixels.transpose(1, 2, 0)
-
-    def _check_objects(self, region: Region, t: int, z: int, wanted: slice) -> None:
-        """Whether what a region is read from lies in the store, and decodes to no more than a chunk."""
-        array, unit = self._array, self._array.unit
-        for c in range(wanted.start, wanted.stop, array.depth):
-            for y in range(region.y // unit.y * unit.y, region.bottom, unit.y):
-                for x in range(region.x // unit.x * unit.x, region.right, unit.x):
-                    key = self._store.inside(array.key(t, c, z, Region(x, y, 1, 1)))
-                    if self._compressor and (self._store.root / key).is_file():
-                        _check_chunk(self._store, key, self._compressor)
 
     def _read_around(self, region: Region, t: int, z: int, wanted: slice, out: Array, damaged: Damaged) -> None:
         """Chunk by chunk, so that what can be read is."""
@@ -124,7 +107,6 @@ class NgffSource:
                 place = Region(x, y, side.x, side.y).clip(region)
                 target = out[place.inside(region)]
                 try:
-                    self._check_objects(place, t, z, wanted)
                     target[...] = self._array.read(place, t, z, wanted).transpose(1, 2, 0)
                 except StoreError as error:
                     damaged(place, error.what)
@@ -141,6 +123,17 @@ class NgffSource:
         image = ngff.parse(place.attributes(""), str(place))
         array = LevelArray(place, image.datasets[0].path, image.axes, whole=True)
         return np.ascontiguousarray(array.read(Region(0, 0, array.size.x, array.size.y)).transpose(1, 2, 0))
+
+    @property
+    def objects(self) -> Iterator[Path]:
+        """All files that its pixels, and those of its labels, are read from."""
+        yield from _objects(self._store, self._image)
+        for name in self.labels:
+            try:
+                label = Store(self._store.root / LABELS / self._store.inside(name))
+                yield from _objects(label, ngff.parse(label.attributes(""), str(label)))
+            except (StoreError, MissingError):
+                continue  # opening the label says what is wrong
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -231,86 +224,11 @@ def _document(store: Store, path: str) -> dict[str, Any]:
     return store.json(f"{path}/{'zarr.json' if three else '.zarray'}")
 
 
-def _codecs(document: Mapping[str, Any]) -> Iterator[str]:
-    """Names of all codecs, those inside shards too."""
-    listed = [*(document.get("codecs") or ()), *(document.get("filters") or ()), document.get("compressor") or {}]
-    for codec in filter(None, listed):
-        yield str(codec.get("name") or codec.get("id")).removeprefix("numcodecs.")
-        yield from _codecs(codec.get("configuration") or {})
-
-
-def _compressor(document: Mapping[str, Any]) -> str:
-    """What chunks that are objects are compressed by; empty where they are not, or lie in shards."""
-    names = list(_codecs(document))
-    return "" if "sharding_indexed" in names else next((name for name in names if name in _COMPRESSORS), "")
-
-
-def _check_array(store: Store, path: str) -> None:
-    """Refuse an array that would take memory or time without bounds, or run what it holds.
-
-    Raises
-    ------
-    StoreError
-        Sides, chunks or codecs that no slide has.
-    """
-    document = _document(store, path)
-    kind = document.get("data_type", document.get("dtype"))
-    grid = document.get("chunk_grid") or {}
-    chunks = document.get("chunks") or grid.get("configuration", {}).get("chunk_shape") or ()
-    inner = [c["configuration"]["chunk_shape"] for c in document.get("codecs", ()) if c["name"] == "sharding_indexed"]
-    names = list(_codecs(document))
-    foreign = [n for n in names if n not in _COMPRESSORS | _FILTERS and not n.startswith("imagecodecs_")]
-    size = int(np.prod([int(side) for side in (inner or [chunks])[0]], dtype=object))
-    try:
-        dtype = np.dtype(str(kind))
-    except TypeError as error:
-        raise StoreError(f"the pixels of array {path!r} are {kind!r}", str(store)) from error
-    size *= dtype.itemsize
-    reasons = {
-        f"has pixels of {dtype}": dtype.kind not in "biuf",
-        f"is compressed by {', '.join(foreign)}": bool(foreign),
-        "is compressed more than once": sum(name in _COMPRESSORS for name in names) > 1,
-        f"has the shape {document.get('shape')}": max(document.get("shape") or [0]) > MOST_SIDE,
-        f"has chunks of {size} bytes, {MOST_CHUNK_BYTES} are the most": not 0 < size <= MOST_CHUNK_BYTES,
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise StoreError(f"array {path!r} {reason}", str(store), "It is damaged, or not to be trusted.")
-
-
-def _check_chunk(store: Store, key: str, compressor: str) -> None:
-    """Whether an object decodes to what a chunk can have, found without decoding more than that."""
-    data = store.whole(key)
-    try:
-        count = _decoded(data, compressor)
-    # Damaged bytes fail in each library's own way; the one that reads them says so.
-    except Exception:  # noqa: BLE001
-        return
-    if count > MOST_CHUNK_BYTES:
-        raise StoreError(f"{key} decodes to more than {MOST_CHUNK_BYTES} bytes", str(store), "It is damaged.")
-
-
-def _decoded(data: bytes, compressor: str) -> int:
-    """Bytes that a chunk decodes to, or one more than the most."""
-    most = MOST_CHUNK_BYTES + 1
-    if compressor == "blosc":  # its header: four bytes of versions and flags, then the decoded size
-        return int.from_bytes(data[4:8], "little")
-    if compressor == "lz4":  # numcodecs puts the size before it
-        return int.from_bytes(data[:4], "little")
-    if compressor == "zstd":
-        return _of_zstd(data) or len(imagecodecs.zstd_decode(data, out=most))
-    if compressor in {"gzip", "zlib"}:
-        return len(zlib.decompressobj(47).decompress(data, most))  # either kind, by its header
-    decoder = bz2.BZ2Decompressor() if compressor == "bz2" else lzma.LZMADecompressor()
-    return len(decoder.decompress(data, most))
-
-
-def _of_zstd(frame: bytes) -> int:
-    """The size that a frame's header says; 0 where it does not. RFC 8878, 3.1.1.1."""
-    single = frame[4] >> 5 & 1
-    width = (single, 2, 4, 8)[frame[4] >> 6]
-    at = 5 + (1 - single) + (0, 1, 2, 4)[frame[4] & 3]
-    return int.from_bytes(frame[at : at + width], "little") + 256 * (width == 2)
+def _objects(store: Store, image: Multiscale) -> Iterator[Path]:
+    """What the pixels of level 0 are made of."""
+    path = store.inside(image.datasets[0].path)
+    yield from (store.root / name for name in ROOTS)
+    yield from (store.root / path / name for name, _ in store.sizes(path) if _OBJECT.fullmatch(name))
 
 
 def _sample(store: Store, path: str, digest: Any) -> None:

@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from ngfftile.errors import OptionError, SourceError
+from ngfftile.errors import OptionError, SourceError, StoreError
 from ngfftile.geometry import Mpp, Region, Size
 from ngfftile.ngff import RGB
 from ngfftile.sources import metadata
-from ngfftile.sources.child import AnswerError, CrashError, Pool
+from ngfftile.sources.child import AnswerError, Child, CrashError, LostError, Pool
 from ngfftile.sources.protocol import Array, Damaged, RefusedError, Source, SourceInfo, unchanged, version
 
 _SERVED = Path(__file__).with_name("openslide_child.py")
 _BAND = 512  # rows asked at once, so that OpenSlide's RGBA copy of a shard is an eighth of it
 _MOST_ASSOCIATED = 1 << 28  # bytes
+_LACKING = "Use fewer --workers, or give it more memory, files and time; then the same command goes on."
 _PIECE = 256  # pixels: the side of what is called damaged, of formats that do not say their tiles
 _FORMATS = {
     "aperio": "Aperio SVS",
@@ -77,10 +78,11 @@ class OpenSlideSource:
         self._path = path
         self._children = Pool(_SERVED, str(path))
         try:
-            with self._children.child() as child:
-                about, _ = child.ask("about")
+            about, _ = self._children.ask(lambda child: child.ask("about"))
         except AnswerError as error:
             raise RefusedError(_told(error), str(path)) from error
+        except LostError as error:
+            raise StoreError(f"cannot be read (OpenSlide {error})", str(path), _LACKING) from error
         self.info = _describe(path, about)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -97,7 +99,7 @@ class OpenSlideSource:
                 self._tile_by_tile(band, target, damaged)
 
     def _tile_by_tile(self, band: Region, out: Array, damaged: Damaged | None) -> None:
-        """A band with damage, or whose child failed elsewhere."""
+        """A band with damage."""
         tile = self.info.tile if min(self.info.tile.x, self.info.tile.y) > 1 else Size.of(_PIECE)
         for y in range(band.y // tile.y * tile.y, band.bottom, tile.y):
             for x in range(band.x // tile.x * tile.x, band.right, tile.x):
@@ -113,10 +115,24 @@ class OpenSlideSource:
                     target[...] = self.info.background
 
     def _fill(self, out: Array, method: str, *arguments: Any) -> None:
-        """What a child lays into its memory, as pixels."""
-        with self._children.child() as child:
+        """What a child lays into its memory, as pixels.
+
+        Raises
+        ------
+        AnswerError
+            The file is damaged.
+        StoreError
+            The machine has too little of something; of the file nothing is known.
+        """
+
+        def lay(child: Child) -> None:
             _, memory = child.ask(method, *arguments, room=out.size)
             out[...] = np.frombuffer(memory, np.uint8).reshape(out.shape)
+
+        try:
+            self._children.ask(lay)
+        except LostError as error:
+            raise StoreError(f"cannot be read (OpenSlide {error})", str(self._path), _LACKING) from error
 
     def associated(self, role: str) -> Array:
         """One associated image."""
@@ -187,12 +203,18 @@ def _head(path: Path) -> bytes:
         return file.read(1 << 16)
 
 
+def _plain(path: Path) -> bool:
+    """Whether it is a file, and none that a desktop or an editor leaves."""
+    return path.is_file() and not path.name.startswith(".")
+
+
 def _files(path: Path, vendor: str, series: str) -> tuple[Path, ...]:
     """The files that belong to a slide of many: OpenSlide finds them by these rules."""
     if vendor == "dicom":
         return tuple(sorted(p for p in path.parent.iterdir() if p.is_file() and series.encode() in _head(p)))
     if vendor == "mirax":
-        return (path, *sorted((path.parent / path.stem).iterdir()))
+        return (path, *sorted(p for p in (path.parent / path.stem).iterdir() if _plain(p)))
     if path.suffix.lower() in {".vms", ".vmu"}:
-        return tuple(sorted(p for p in path.parent.iterdir() if p.is_file()))
+        named = _head(path)
+        return tuple(sorted(p for p in path.parent.iterdir() if _plain(p) and (p == path or p.name.encode() in named)))
     return (path,)

@@ -27,7 +27,10 @@ class Served:
     def _open(self) -> openslide.OpenSlide:
         """The slide; after an error another handle, since one that failed once fails for ever."""
         if self._slide is None:
-            self._slide = openslide.OpenSlide(self._path)
+            try:
+                self._slide = openslide.OpenSlide(self._path)
+            except openslide.OpenSlideError as error:  # it could be opened before
+                raise OSError(f"cannot be opened again ({error})") from error
         return self._slide
 
     def about(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A `Source` reads level 0 and the associated images; coarser levels are made by u
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISDIR
@@ -43,17 +44,26 @@ def unchanged(path: Path, before: tuple[int, int]) -> Path:
 
 
 def states(paths: Iterable[Path]) -> dict[Path, tuple[int, ...]]:
-    """What changes when files do, or others take their place; of a folder, the files that lie in it.
+    """What changes when files do, or others take their place; those that are not there are left out.
 
     Only on one machine: others may number the files in their own way.
     """
-    every = [part for path in paths for part in ([path, *path.iterdir()] if path.is_dir() else [path])]
-    return {path: _state(path) for path in every}
+    found = {}
+    for path in paths:
+        with suppress(FileNotFoundError):
+            found[path] = _state(path)
+    return found
+
+
+def watched(source: Source, given: Path, before: Mapping[Path, tuple[int, ...]]) -> dict[Path, tuple[int, ...]]:
+    """States of all files that a source reads; of those known from before it was opened, the state they had then."""
+    found = states([given, *source.info.files, *getattr(source, "objects", ())])
+    return {path: before.get(path, state) for path, state in found.items()}
 
 
 def _state(path: Path) -> tuple[int, ...]:
     about = path.stat()
-    # What is written into folders of a store, its labels, is no concern of who reads its pixels.
+    # What is written into a folder, labels or what a desktop leaves, is no concern of who reads its pixels.
     return (about.st_ino,) if S_ISDIR(about.st_mode) else (about.st_ino, about.st_mtime_ns, about.st_size)
 
 

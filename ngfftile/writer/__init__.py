@@ -14,15 +14,15 @@ from pydantic import ValidationError
 
 from ngfftile import cluster, ngff
 from ngfftile.draft import Draft
-from ngfftile.errors import ExistsError, MissingError, NgfftileError, OptionError, SourceError, StoreError
+from ngfftile.errors import ClusterError, ExistsError, MissingError, NgfftileError, OptionError, SourceError, StoreError
 from ngfftile.geometry import Mpp, Region
 from ngfftile.locations import local_path
 from ngfftile.sources import Source, SourceInfo, fingerprint, open_source
-from ngfftile.sources.protocol import check_states, states
+from ngfftile.sources.protocol import check_states, states, watched
 from ngfftile.store import LABELS, ROOTS, Store, Written
 from ngfftile.writer.around import identifying, root_attributes, write_around
-from ngfftile.writer.graph import DAMAGED, Job, graph, key_of, write_base
-from ngfftile.writer.plan import PROFILES, ConversionPlan, Options, human_bytes, plan, plan_for
+from ngfftile.writer.graph import DAMAGED, WARNED, Job, graph, key_of, write_base
+from ngfftile.writer.plan import PROFILES, ConversionPlan, Options, counted, human_bytes, plan, plan_for
 
 __all__ = ["PROFILES", "Conversion", "ConversionPlan", "Job", "convert", "graph", "plan"]
 
@@ -51,7 +51,7 @@ class Conversion:
     places
         Where the first of them are.
     notes
-        What a user should know of the slide.
+        What a user should know of the slide, and of what was lost.
     identifying
         Names of the associated images and properties in the store that can name a person.
     """
@@ -70,13 +70,13 @@ class Conversion:
     def __str__(self) -> str:
         if not self.seconds:
             return f"{self.path.name}: up to date, nothing written"
-        again = f", {self.found} objects of an earlier run kept" if self.found else ""
+        megapixels = self.pixels / 1e6
+        rate = "" if self.found else f" ({megapixels / self.seconds:.1f} MP/s)"
+        again = f", {counted(self.found, 'object')} of an earlier run kept" if self.found else ""
         where = ", ".join(self.places) + (", ..." if self.damaged > len(self.places) else "")
-        again += f"; {self.damaged} damaged tiles became background ({where})" if self.damaged else ""
-        return (
-            f"{self.path.name}: {self.pixels / 1e6:,.1f} MP in {self.seconds:.1f} s "
-            f"({self.pixels / 1e6 / self.seconds:.1f} MP/s), {human_bytes(self.bytes)}{again}"
-        )
+        again += f"; {counted(self.damaged, 'damaged tile')} became background ({where})" if self.damaged else ""
+        took = f"{megapixels:,.1f} MP in {self.seconds:.1f} s{rate}"
+        return f"{self.path.name}: {took}, {human_bytes(self.bytes)}{again}"
 
 
 def convert(
@@ -158,9 +158,9 @@ def convert(
     draft = Draft(place)
     draft.recover()
     given = local_path(source)
-    before = states([given]) if given.exists() else {}
+    before = states([given, *(given.iterdir() if given.is_dir() else ())])
     slide = open_source(source, reader, scene, allow_sparse=allow_sparse)
-    before = states(slide.info.files) | before  # of what was read by then, the state that it was opened in
+    before = watched(slide, given, before)
     what = plan_for(slide.info, options, workers)
     if slide.info.scenes and scene is None:
         raise OptionError(
@@ -179,12 +179,12 @@ def convert(
             return Conversion(place, pixels, Store(place).size(), 0.0, 0, 0)
         draft.begin(run.identity, overwrite=overwrite)
         with _blamed(run, draft):
-            written, found, damaged_tiles = run.write(draft)
+            written, found, damaged_tiles, notes = run.write(draft)
     seconds = time.perf_counter() - begun
     size = Store(place).size()
     places = tuple(f"x {tile['x']} y {tile['y']}" for tile in damaged_tiles[:3])
     people, bad = tuple(identifying(what)), len(damaged_tiles)
-    return Conversion(place, pixels, size, seconds, written, found, bad, people, places, slide.info.notes)
+    return Conversion(place, pixels, size, seconds, written, found, bad, people, places, notes)
 
 
 @contextmanager
@@ -200,6 +200,9 @@ def _blamed(run: _Run, draft: Draft) -> Iterator[None]:
             raise changed from error
         if isinstance(error, SourceError | OptionError):
             draft.discard()
+        if isinstance(error, ClusterError):  # the log of a batch tells of many
+            name = run.what.source.files[0].name
+            raise ClusterError(f"{error.what} (at work on {name})", error.where, error.mend) from error
         if not isinstance(error, StoreError):
             raise
         where = Path(error.where)
@@ -220,8 +223,8 @@ class _Run:
     workers: int | None
     progress: Progress | None
 
-    def write(self, draft: Draft) -> tuple[int, int, list[dict[str, Any]]]:
-        """Write all, and commit; returns objects written and found, and damaged tiles."""
+    def write(self, draft: Draft) -> tuple[int, int, list[dict[str, Any]], tuple[str, ...]]:
+        """Write all, and commit; returns objects written and found, damaged tiles, and notes."""
         what, format_ = self.what, ngff.zarr_format(self.what.options.ngff)
         # The target is often called after the source, and that after a case.
         name = f"slide-{self.identity['fingerprint'][:8]}" if what.options.deidentify else what.source.name
@@ -229,11 +232,12 @@ class _Run:
         self._write_labels(draft)
         job = Job(self.slide, what, draft.store, Store(draft.folder))
         new, found = self._levels(job, self.progress)
-        damaged = _damaged(draft.folder)
+        damaged, notes = _records(draft.folder, DAMAGED), (*what.notes, *_warnings(draft.folder))
         attributes = root_attributes(what, self.identity, draft.store, damaged, name, getattr(self.slide, "labels", ()))
+        attributes["ngfftile"]["notes"] = list(notes)
         check_states(self.before)
         draft.commit(attributes, job.keys, written + new, format_)
-        return len(job.keys) - found, found, damaged
+        return len(job.keys) - found, found, damaged, notes
 
     def _levels(self, job: Job, progress: Progress | None) -> tuple[list[Written], int]:
         """Write what is missing of the levels; returns what was written, and how many objects were there."""
@@ -288,7 +292,7 @@ class _Run:
                     f"label {name}: its metadata break the specification ({error.errors()[0]['msg']})",
                     str(self.slide.info.files[0]),
                 ) from error
-            ours = {"schema": ngff.SCHEMA, "status": "complete", "made": made, "damaged": _damaged(aside.root)}
+            ours = {"schema": ngff.SCHEMA, "status": "complete", "made": made, "damaged": _records(aside.root, DAMAGED)}
             ours["pyramid"] = {"method": what.method}
             store.finish(attributes | {"ngfftile": ours}, written, ngff.zarr_format(options.ngff))
         if names:
@@ -331,9 +335,16 @@ def _rescaled(label: SourceInfo, image: SourceInfo, mpp: Mpp | None) -> Mpp | No
     return Mpp(mpp.x * ours.x / theirs.x, mpp.y * ours.y / theirs.y)
 
 
-def _damaged(draft: Path) -> list[dict[str, Any]]:
-    """Tiles that became background, as the tasks recorded them, each once."""
-    folder = draft / DAMAGED
+def _warnings(draft: Path) -> list[str]:
+    """Of kept tiles whose streams only a lenient decoder takes, a line."""
+    tiles = _records(draft, WARNED)
+    where = "; ".join(f"x {tile['x']} y {tile['y']}: {tile['why']}" for tile in tiles[:3]) + "; ..." * (len(tiles) > 3)
+    return [f"strict JPEG decoders refuse {counted(len(tiles), 'tile')}, kept as in the source ({where})"] * bool(tiles)
+
+
+def _records(draft: Path, kind: str) -> list[dict[str, Any]]:
+    """Tiles as the tasks recorded them, each once: those that became background, or that decoders warn of."""
+    folder = draft / kind
     records = (
         [tile for path in sorted(folder.glob("*.json")) for tile in Store(folder).json(path.name)["tiles"]]
         if folder.is_dir()
@@ -389,8 +400,22 @@ def _finished(place: Path, identity: dict[str, Any], *, overwrite: bool) -> bool
         made = None
     if made == identity:
         return True
-    what = "exists, from another source or with other parameters" if made else "exists, and is not ours"
-    raise ExistsError(what, str(place), "Use --overwrite (overwrite=True) to replace it, or another target.")
+    raise ExistsError(
+        f"exists, {_made_otherwise(made, identity)}",
+        str(place),
+        "Use --overwrite (overwrite=True) to replace it, or another target.",
+    )
+
+
+def _made_otherwise(made: Any, identity: dict[str, Any]) -> str:
+    """How a finished store differs from what was asked for."""
+    if not made or not isinstance(made, dict):
+        return "and is not ours"
+    if made.get("fingerprint") != identity["fingerprint"]:
+        return "made from another source"
+    other = [f"{name} {made.get(name)} (here {ours})" for name, ours in identity.items() if made.get(name) != ours]
+    more = f", and {len(other) - 3} more" * (len(other) > 3)
+    return f"made with {', '.join(other[:3])}{more}" if other else "made by another version"
 
 
 def _pixels(region: Region) -> int:

@@ -158,7 +158,7 @@ def root_attributes(
             "levels": _levels(what),
         },
         "codec": what.codec_name,
-        "notes": list(info.notes),
+        "notes": list(what.notes),
         "damaged": [*info.origin.get("damaged", []), *damaged],
         "conversion": identity,
     }

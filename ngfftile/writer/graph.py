@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple, cast
@@ -30,7 +29,7 @@ from ngfftile.store import Store, Written
 from ngfftile.writer.plan import ConversionPlan
 
 Array = NDArray[Any]
-DAMAGED = "damaged"  # folder of the draft, beside its store
+DAMAGED, WARNED = "damaged", "warned"  # folders of the draft, beside its store
 
 
 class Result(NamedTuple):
@@ -103,14 +102,34 @@ class Job:
             return []
         found: list[tuple[Region, str]] = []
         self.source.read(region, plane, out, lambda place, why: found.append((place, why)))
+        if found or not self._stored(region, plane):
+            self.record(DAMAGED, region, plane, name, found)
+        return [place for place, _ in found]
+
+    def record(self, kind: str, region: Region, plane: int, name: str, found: list[tuple[Region, str]]) -> None:
+        """Keep what was found of a region on disk, where a run that goes on after a kill finds it; nothing: forget."""
+        key = self.recorded(kind, region, plane, name)
         if found:
-            # On disk, where a run that goes on after a kill finds it.
             tiles = [
                 {"x": r.x, "y": r.y, "width": r.width, "height": r.height, "plane": plane, "why": why}
                 for r, why in found
             ]
-            self.draft.write_json(f"{DAMAGED}/{plane}-{name}-{region.x}-{region.y}.json", {"tiles": tiles})
-        return [place for place, _ in found]
+            self.draft.write_json(key, {"tiles": tiles})
+        else:
+            (self.draft.root / key).unlink(missing_ok=True)
+
+    @staticmethod
+    def recorded(kind: str, region: Region, plane: int, name: str) -> str:
+        """Name of a region's record."""
+        return f"{kind}/{plane}-{name}-{region.x}-{region.y}.json"
+
+    def _stored(self, region: Region, plane: int) -> bool:
+        """Whether a shard with pixels of a region is written, maybe with the background that a record tells of."""
+        side = self.pyramid.shard
+        rows = range(region.y // side, -(-region.bottom // side))
+        cols = range(region.x // side, -(-region.right // side))
+        touched = (Shard(0, plane, row, col) for row in rows for col in cols)
+        return any(all(self.store.exists(key) for key in self.what.keys(shard)) for shard in touched)
 
 
 _scratch = threading.local()
@@ -194,7 +213,7 @@ def _keep(job: Job, shard: Shard, *, write: bool = True) -> Result:
     half = np.empty((job.pyramid.depth, side // 2, side // 2), np.uint8)
     chunks: list[bytes | None] = []
     for place in region.pieces(side):
-        raw = _halved(job, shard.plane, place, place.clip(region), half)
+        raw = _halved(job, shard.plane, place, place.clip(region), half, filled=not write)
         chunks.append(None if raw is None else codec.seal(raw))
         if mean is not None:
             y, x = (place.y - region.y) // 2, (place.x - region.x) // 2
@@ -206,26 +225,38 @@ def _keep(job: Job, shard: Shard, *, write: bool = True) -> Result:
     return Result(mean, shards.write_kept(job.store, keys, chunks, -(-region.width // side), layout))
 
 
-def _halved(job: Job, plane: int, place: Region, wanted: Region, half: Array) -> bytes | None:
+def _halved(job: Job, plane: int, place: Region, wanted: Region, half: Array, *, filled: bool) -> bytes | None:
     """A source's tile as it is, None where it has none or a damaged one; fills ``half`` with its 2x mean.
 
     Parameters
     ----------
     place, wanted
         The tile, and what of it lies in the picture.
+    filled
+        Whether the shard is written, with background where damage is recorded.
     """
     source, codec = cast(RawSource, job.source), cast(Jpeg, job.what.codec)
     row, col = place.y // place.height, place.x // place.width
-    with suppress(SourceError, ValueError):  # the slow way says what is wrong
+    if filled and job.draft.exists(job.recorded(DAMAGED, wanted, plane, "tile")):
+        half[...] = job.pyramid.fill
+        return None
+    try:
         raw = source.raw(plane, row, col)
         if raw is None:
             half[...] = job.pyramid.fill
         else:
             codec.half(raw, half)
+    except (SourceError, ValueError) as error:  # the slow way says what is wrong
+        why = str(error)
+    else:
+        for kind in (DAMAGED, WARNED):
+            job.record(kind, wanted, plane, "tile", [])
         return raw
     pixels = np.zeros((place.height, place.width, job.pyramid.depth), np.uint8)
     damaged = job.read(wanted, plane, "tile", pixels[: wanted.height, : wanted.width])
     shards.shrink(pixels.transpose(2, 0, 1), half, place.width)
+    # Readers decode what remains: others that are as strict would refuse it.
+    job.record(WARNED, wanted, plane, "tile", [] if damaged else [(wanted, why)])
     return None if damaged else source.raw(plane, row, col)
 
 

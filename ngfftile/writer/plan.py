@@ -20,7 +20,7 @@ from ngfftile.sources import SourceInfo, open_source
 
 # Measured by benchmarks/convert.py on stained slides, JPEG sources: zstd-3 stores 0.2 to 0.4 of the raw bytes.
 LIKELY_RATIO = 0.4
-_BASE_BYTES = 220 << 20  # the interpreter with zarr, dask and the codecs loaded
+_BASE_BYTES = 200 << 20  # the interpreter with zarr, dask, the codecs and every reader loaded: 196 MiB
 # Named sets of options, for those who read the store.
 PROFILES: dict[str, dict[str, Any]] = {
     "web": {"chunk": 512},  # fewer requests for a viewer
@@ -29,6 +29,7 @@ PROFILES: dict[str, dict[str, Any]] = {
 }
 IDENTIFYING = frozenset(["label", "macro"])  # images of the glass, with what is written on it
 DAMAGED = ("fail", "fill")
+_LOSSY, _ABOVE = "lossy: all levels are JPEG of quality", "levels above 0 are JPEG of quality"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,16 @@ class ConversionPlan:
         return self.layout(shard.level).objects(str(shard.level), at, region)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know: of the slide, and of what the codec loses."""
+        inherited = tuple(note for note in self.source.notes if not note.startswith((_LOSSY, _ABOVE)))
+        if not isinstance(self.coarse, Jpeg) or (self.keeps and len(self.pyramid.levels) == 1):
+            return inherited
+        quality = self.coarse.quality
+        above = f"{_ABOVE} {quality}, with loss; --codec source:zstd keeps them without"
+        return (*inherited, above if self.keeps else f"{_LOSSY} {quality}")
+
+    @property
     def roles(self) -> list[str]:
         """Associated images that come along."""
         if not self.options.associated:
@@ -190,11 +201,16 @@ class ConversionPlan:
     @property
     def peak_bytes(self) -> int:
         """Memory at the worst: what each worker holds, and what waits in the tree and along shard borders."""
-        pyramid, shard = self.pyramid, self.pyramid.shard_bytes
-        waiting = sum(3 * shard // 4 for size in pyramid.levels if max(size.x, size.y) > pyramid.shard)
-        # The pixels at work, the shard compressed, its mean.
-        each = shard * pyramid.band_rows(0) // pyramid.shard + shard + shard // 2
-        return _BASE_BYTES + self.workers * (each + waiting) + pyramid.seam_bytes + self.source.held
+        pyramid, shard, workers = self.pyramid, self.pyramid.shard_bytes, self.workers
+        raw, upper = pyramid.raw_bytes, pyramid.raw_bytes // 4  # of all levels, and of all means
+        large = sum(max(size.x, size.y) > pyramid.shard for size in pyramid.levels)
+        # Three of four means wait on each level; the fourth, and the one that it goes into.
+        means = min(workers * (large * 3 * shard // 4 + shard // 2), upper)
+        bands = workers * shard * pyramid.band_rows(0) // pyramid.shard
+        # Shards compressed, of pixels that cannot be; of kept tiles there are no more than the source has.
+        kept = sum(f.stat().st_size for f in self.source.files if f.is_file()) + upper
+        packed = min(workers * shard, kept if self.keeps else raw)
+        return _BASE_BYTES + bands + means + packed + pyramid.seam_bytes + self.source.held
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON has it."""
@@ -229,7 +245,7 @@ class ConversionPlan:
             "likely_bytes": self.likely_bytes,
             "peak_memory_bytes": self.peak_bytes,
             "workers": self.workers,
-            "notes": list(self.source.notes),
+            "notes": list(self.notes),
         }
 
     def __str__(self) -> str:
@@ -250,13 +266,13 @@ class ConversionPlan:
         lines += [
             f"  objects      {facts['objects']}",
             f"  bytes        about {human_bytes(self.likely_bytes)}, at most {human_bytes(facts['raw_bytes'])}",
-            f"  peak memory  {human_bytes(self.peak_bytes)} with {self.workers} workers",
+            f"  peak memory  at most {human_bytes(self.peak_bytes)} with {counted(self.workers, 'worker')}",
         ]
         if self.source.scenes:
             lines.append(
                 f"  scene        {self.source.scene} of {len(self.source.scenes)}: {', '.join(self.source.scenes)}"
             )
-        return "\n".join(lines + [f"  note         {note}" for note in self.source.notes])
+        return "\n".join(lines + [f"  note         {note}" for note in self.notes])
 
 
 def human_bytes(count: int) -> str:
@@ -267,6 +283,17 @@ def human_bytes(count: int) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
+
+
+def counted(count: int, noun: str) -> str:
+    """So many of something.
+
+    Examples
+    --------
+    >>> counted(1, "tile"), counted(2, "tile")
+    ('1 tile', '2 tiles')
+    """
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def plan(
@@ -397,7 +424,7 @@ def _codecs(info: SourceInfo, options: Options) -> tuple[Codec, Codec]:
     """Of level 0, and of the levels that we make."""
     if not options.codec.startswith("source"):
         codec = codecs.named(options.codec)
-        codec = _for_grey(codec, info) if isinstance(codec, Jpeg) else codec
+        codec = _coloured(codec, info, planar=options.planar) if isinstance(codec, Jpeg) else codec
         return codec, codec
     if options.codec not in {"source", "source:zstd"}:
         raise OptionError(f"codec is {options.codec!r}", "codec", "Use source, or source:zstd.")
@@ -413,7 +440,7 @@ def _codecs(info: SourceInfo, options: Options) -> tuple[Codec, Codec]:
     if options.codec == "source:zstd" or info.dtype != "uint8":
         return info.encoding, Zstd()
     like = info.encoding if isinstance(info.encoding, Jpeg) else Jpeg(80, subsampling="420")
-    return info.encoding, _for_grey(replace(like, tables=None, space="ycbcr"), info).sharing()
+    return info.encoding, _coloured(replace(like, tables=None, space="ycbcr"), info).sharing()
 
 
 def _enough(layout: Layout, longest: int) -> int:
@@ -424,10 +451,11 @@ def _enough(layout: Layout, longest: int) -> int:
     return side
 
 
-def _for_grey(codec: Jpeg, info: SourceInfo) -> Jpeg:
+def _coloured(codec: Jpeg, info: SourceInfo, *, planar: bool = False) -> Jpeg:
+    """JPEG for chunks of three colours, or of one channel."""
     if info.dtype != "uint8":
         raise OptionError(f"codec jpeg cannot hold {info.dtype}", str(info.files[0]), "Use --codec zstd.")
-    return codec if info.rgb else replace(codec, space="grayscale", subsampling="444")
+    return codec if info.rgb and not planar else replace(codec, space="grayscale", subsampling="444")
 
 
 def _sides(info: SourceInfo, options: Options) -> dict[str, int]:
