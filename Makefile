@@ -24,8 +24,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## Synthesise (or take SLIDE=...) a slide, convert it, tile it, show the result
 	$(BIN)/python examples/demo.py --out '$(DEMO)' $(if $(SLIDE),'$(SLIDE)')
 
-test: $(READY)  ## Run all tests, doctests, README blocks and examples
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## Run all tests, doctests, README blocks and examples, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 node:  ## Install zarrita and Viv's loader into .node, for the tests that read stores with them
 	mkdir -p .node
