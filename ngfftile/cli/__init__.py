@@ -109,7 +109,7 @@ Scene = Annotated[int | None, typer.Option(help="Of a file with several slides, 
 Reader = Annotated[
     str | None, typer.Option(help="The only reader to try: tiff, openslide, dicom, czi, ..., or a plug-in's.")
 ]
-Workers = Annotated[int | None, typer.Option(help="Tasks at one time; by default the cores there are.")]
+Workers = Annotated[int | None, typer.Option(help="Tasks at one time; by default, and of threads at most, the cores.")]
 Scheduler = Annotated[str, typer.Option(help="threads, processes, slurm, or a dask scheduler's tcp://host:port.")]
 JobCount = Annotated[int | None, typer.Option("--jobs", help="SLURM jobs; by default 1. Lost ones are replaced.")]
 Cores = Annotated[int | None, typer.Option(help="Cores of a SLURM job; by default dask-jobqueue's configuration.")]
@@ -268,7 +268,7 @@ def convert(
             _convert, places, dest.rstrip("/").endswith(STORE), scene, options | {"scheduler": served}, workers
         )
         # A cluster's workers are apart already; the next slide fills them while the top of the last one is made.
-        here = (workers or cluster.default_workers()) if scheduler == "threads" else None
+        here = cluster.threads(workers) if scheduler == "threads" else None
         batch(found, one, "MP", log_file, workers=here, together=2 if here is None and len(found.names) > 1 else 1)
 
 
