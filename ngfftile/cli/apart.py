@@ -203,12 +203,22 @@ def _serve(pipe: Connection, work: Work) -> None:
     with suppress(KeyboardInterrupt, EOFError, OSError):
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                signal.signal(number, signal.default_int_handler)
+                signal.signal(number, _interrupted)
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        while True:
-            name, threads = pipe.recv()
-            pipe.send(("result", work(name, threads, _Teller(pipe))))
+        try:
+            while True:
+                name, threads = pipe.recv()
+                pipe.send(("result", work(name, threads, _Teller(pipe))))
+        finally:
+            _interrupted()
+
+
+def _interrupted(*_: object) -> None:
+    """Stop, and hear of no more signals: on its way out Python would answer them with a traceback."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 class _Teller:
